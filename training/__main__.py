@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m training fit --config training/configs/X.yaml``: train a system; also ``validate``.
+
+Everything in the YAML can be set on the command line, ``--model.lr 0.01`` for instance. A run
+continues from a checkpoint with ``--ckpt_path runs/NAME/checkpoints/last.ckpt``, and from its last
+one, if there is any, with ``--ckpt_path last``.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import lightning as L
+from lightning.pytorch.cli import LightningCLI
+
+from training.data.pairs import DataError
+from training.systems.segmenter import TrainingDiverged
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run LightningCLI. Returns 1, after one clear line, where the data or the loss is at fault."""
+    try:
+        LightningCLI(
+            L.LightningModule,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"use_distributed_sampler": False},
+            args=args,
+        )
+    except (DataError, TrainingDiverged, FileNotFoundError) as error:
+        print(f"training: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
