@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# make demo [SOURCE=file, folder or camera index] [MODEL=name or .onnx] [DEVICE=auto]
+#             a camera and the segmenter on this machine's ROS graph; results in demo_out/
+# make test   lint and every test
+# make lint   ruff and mypy alone
+# make bench  the shipped models on this machine, into benchmarks/results/bench.json
+# make clean  remove what these commands made, the environment .venv included
+#
+# Another Python: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+MODEL ?= segmenter_tiny
+
+# With a ROS installation sourced, its rclpy and its NumPy are used: the environment sees the
+# system's packages, leaves the ROS wheels out and keeps the NumPy that cv_bridge was built for.
+ifdef ROS_DISTRO
+  ROS := $(ROS_DISTRO)
+  SEES_SYSTEM := true
+  DEMO_EXTRAS := cpu,demo
+else
+  ROS := wheels
+  SEES_SYSTEM := false
+  DEMO_EXTRAS := ros,cpu,demo
+endif
+TEST_EXTRAS := $(DEMO_EXTRAS),train,test
+
+# An environment is installed when its stamp is newer than setup.py.
+DEMO_READY := $(VENV)/demo-$(ROS).stamp
+TEST_READY := $(VENV)/test-$(ROS).stamp
+
+# --use-pep517: Debian 12's pip would otherwise run `setup.py develop`, which follows setup.cfg and
+# puts `ctxseg` where `ros2 run` looks, not into the environment's bin.
+define install
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo "make: no '$(PYTHON)' here. On Debian or Ubuntu: apt install python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "make: $$($(PYTHON) -V) is too old, 3.10 is the least: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "make: $(PYTHON) cannot make environments. On Debian or Ubuntu: apt install python3-venv"; exit 1; }
+	test -x $(VENV)/bin/pip || \
+	  $(PYTHON) -m venv $(if $(ROS_DISTRO),--system-site-packages) $(VENV)
+	@grep -q "include-system-site-packages = $(SEES_SYSTEM)" $(VENV)/pyvenv.cfg || \
+	  { echo "make: $(VENV) was made $(if $(ROS_DISTRO),without,with) ROS sourced. Make it anew: make clean"; exit 1; }
+	$(if $(ROS_DISTRO),$(PYTHON) -c 'import numpy; print("numpy==" + numpy.__version__)' > $(VENV)/constraints.txt)
+	$(VENV)/bin/pip install --use-pep517 $(if $(ROS_DISTRO),-c $(VENV)/constraints.txt) -e ".[$(1)]"
+	@touch $@
+endef
+
+.PHONY: demo test lint bench clean
+
+demo: $(DEMO_READY)
+	$(VENV)/bin/python -m ctxseg_ros.ros.demo $(if $(SOURCE),--source "$(SOURCE)") \
+	  --model "$(MODEL)" $(if $(DEVICE),--device "$(DEVICE)") --out demo_out
+
+test: lint
+	$(VENV)/bin/python -m pytest -q
+
+lint: $(TEST_READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: $(DEMO_READY)
+	mkdir -p benchmarks/results
+	$(VENV)/bin/ctxseg bench --json benchmarks/results/bench.json
+
+clean:
+	rm -rf $(VENV) build install log demo_out *.egg-info
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+$(DEMO_READY): setup.py
+	$(call install,$(DEMO_EXTRAS))
+
+$(TEST_READY): setup.py
+	$(call install,$(TEST_EXTRAS))
