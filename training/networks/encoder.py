@@ -67,12 +67,11 @@ class Encoder(nn.Module):
     def position_embedding(self, height: int, width: int) -> Tensor:
         """The position embedding [1, prefix + height * width, D] for a grid of patches."""
         stored = self.vit.pos_embed
-        grid = self.vit.patch_embed.grid_size
-        if (height, width) == tuple(grid):
-            return stored
         prefix = 0 if self.vit.no_embed_class else self.vit.num_prefix_tokens
-        patches = stored[:, prefix:].unflatten(1, grid).permute(0, 3, 1, 2)
-        # Plain bilinear: it exports as one Resize that folds away when the size is pinned.
+        patches = stored[:, prefix:].unflatten(1, self.vit.patch_embed.grid_size)
+        patches = patches.permute(0, 3, 1, 2)
+        # At the stored grid this changes nothing. Plain bilinear exports as one Resize, which
+        # folds into a constant when the size is pinned.
         patches = F.interpolate(patches, size=(height, width), mode="bilinear", align_corners=False)
         return torch.cat([stored[:, :prefix], patches.flatten(2).transpose(1, 2)], dim=1)
 

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Open a model on a device: TensorRT, CUDA or CPU through ONNX Runtime, or OpenVINO."""
+
+import hashlib
+import logging
+
+from ctxseg_ros.model_file import ModelFileError, ModelInfo, format_size
+from ctxseg_ros.runtimes import onnx_runtime, open_vino
+from ctxseg_ros.runtimes.base import Runtime, RuntimeUnavailable, warm_up
+
+__all__ = ["DEVICES", "Runtime", "RuntimeUnavailable", "devices", "open_runtime"]
+
+DEVICES = ("tensorrt", "cuda", "openvino", "cpu")
+"""Best first, as far as one can know without measuring."""
+
+LOGGER = logging.getLogger("ctxseg_ros")
+
+
+def devices() -> dict[str, str | None]:
+    """Each device, best first: None if it is there, else why not and what installs it."""
+    return {name: _why_not(name) for name in DEVICES}
+
+
+def open_runtime(
+    info: ModelInfo,
+    size: tuple[int, int] | None = None,
+    device: str = "auto",
+    log: logging.Logger = LOGGER,
+) -> Runtime:
+    """Open a model at `size` (height, width; None: its own) and warm it up.
+
+    `device` is one of DEVICES, or "auto": the best one that opens; the log says which it is and
+    why not the better ones. Raises ValueError for a size or a device name that cannot be,
+    RuntimeUnavailable if the device is not there, ModelFileError if the file is gone, has
+    changed since `info` was read, or its outputs are not what it promises.
+    """
+    if device != "auto" and device not in DEVICES:
+        raise ValueError(f"no device is called {device!r}; choose auto, {', '.join(DEVICES)}")
+    size = size or info.fixed_size or info.size
+    info.check_size(size)
+    model = _read(info)
+    reasons: dict[str, str] = {}
+    for name in DEVICES if device == "auto" else (device,):
+        reason = _why_not(name)
+        if reason is None:
+            try:
+                runtime = _open(name, model, info, size, log)
+            except ModelFileError:
+                raise
+            except Exception as error:  # each library raises its own kinds
+                reason = f"it did not open: {' '.join(str(error).split())}"
+                if device == "auto":
+                    log.warning("device %s: %s", name, reason)
+            else:
+                why = "".join(f"; not {other}: {why_not}" for other, why_not in reasons.items())
+                log.info(
+                    f"{info.name} at {format_size(size)} runs on {name} ({runtime.precision}){why}"
+                )
+                return runtime
+        reasons[name] = reason
+    failed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    others = [name for name in DEVICES if name not in reasons and _why_not(name) is None]
+    raise RuntimeUnavailable(
+        f"model {info.name} cannot run on {device}. {failed}. "
+        f"Devices that are there: {', '.join(others) or 'none'}"
+    )
+
+
+def _why_not(device: str) -> str | None:
+    return open_vino.why_not() if device == "openvino" else onnx_runtime.why_not(device)
+
+
+def _read(info: ModelInfo) -> bytes:
+    try:
+        data = info.path.read_bytes()
+    except OSError as error:
+        raise ModelFileError(
+            f"{info.path}: cannot read the model file: {error.strerror}. Check the path"
+        ) from error
+    if hashlib.sha256(data).hexdigest() != info.sha256:
+        raise ModelFileError(f"{info.path}: has changed since it was checked. Load it again")
+    return data
+
+
+def _open(
+    device: str, model: bytes, info: ModelInfo, size: tuple[int, int], log: logging.Logger
+) -> Runtime:
+    runtime: Runtime
+    if device == "openvino":
+        runtime = open_vino.open_openvino(model, info, size, log)
+    elif device == "tensorrt":
+        runtime = onnx_runtime.open_tensorrt(model, info, size, log)
+    else:
+        runtime = onnx_runtime.OnnxRuntime(model, info, size, device)
+    warm_up(runtime)
+    return runtime

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OpenVINO on the CPU, in bf16 where that is faster and the model is known to bear it."""
+
+import importlib
+import logging
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctxseg_ros.model_file import ModelInfo
+from ctxseg_ros.prediction import Prediction
+from ctxseg_ros.runtimes.base import check_image, pattern_image, to_prediction
+
+BF16_LABEL_AGREEMENT = 0.995
+"""The least share of pixels that must keep their label in bf16, as the export measured it."""
+
+_TRIALS = 5  # runs of each precision to choose between them, after one to warm up
+
+
+def why_not() -> str | None:
+    """None if OpenVINO is there, else the reason with what installs it."""
+    try:
+        importlib.import_module("openvino")
+    except ImportError as error:
+        return f"openvino cannot be imported: {error} (pip install openvino)"
+    return None
+
+
+def bf16_forbidden(info: ModelInfo, capabilities: list[str]) -> str | None:
+    """Why this model may not run in bf16 here; None if it may."""
+    if "BF16" not in capabilities:
+        return "the processor has no bf16"
+    agreement = info.source.get("precision", {}).get("bf16_label_agreement")
+    if agreement is None:
+        return "the model file does not say what bf16 does to it"
+    if agreement < BF16_LABEL_AGREEMENT:
+        return f"bf16 keeps only {agreement:.2%} of this model's labels"
+    return None
+
+
+class OpenVinoRuntime:
+    """A model compiled by OpenVINO at a fixed size and precision (fp32, bf16); see `Runtime`."""
+
+    device = "openvino"
+
+    def __init__(
+        self, model: bytes, info: ModelInfo, size: tuple[int, int], precision: str = "fp32"
+    ) -> None:
+        import openvino
+
+        self.info = info
+        self.size = size
+        self.precision = precision
+        core = openvino.Core()
+        graph = core.read_model(model)
+        graph.reshape({"image": [1, *size, 3]})
+        # Left to itself OpenVINO takes bf16 wherever the processor has it.
+        hint = {"bf16": "bf16", "fp32": "f32"}[precision]
+        compiled = core.compile_model(
+            graph, "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
+        )
+        self._outputs = {name: compiled.output(name) for name in info.outputs}
+        self._request = compiled.create_infer_request()
+
+    def run(self, image: NDArray[np.uint8]) -> Prediction:
+        """See `Runtime.run`."""
+        if self._request is None:
+            raise RuntimeError("the runtime is closed")
+        check_image(image, self.size)
+        # The input is read where it lies; the outputs are copied out of the request's buffers.
+        outputs = self._request.infer({"image": image[None]}, share_inputs=True)
+        return to_prediction({name: outputs[port] for name, port in self._outputs.items()})
+
+    def close(self) -> None:
+        """See `Runtime.close`."""
+        self._request = None
+
+
+def open_openvino(
+    model: bytes, info: ModelInfo, size: tuple[int, int], log: logging.Logger
+) -> OpenVinoRuntime:
+    """Open in the faster of fp32 and, where the model may run in it, bf16.
+
+    Processors with AMX or fast AVX-512 bf16 gain nearly half from it; others have the
+    instructions and lose (one Xeon here: 104 ms against 62 ms), so it is measured.
+    """
+    import openvino
+
+    full = OpenVinoRuntime(model, info, size, "fp32")
+    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if reason := bf16_forbidden(info, capabilities):
+        log.info(f"{info.name}: fp32, for {reason}")
+        return full
+    half = OpenVinoRuntime(model, info, size, "bf16")
+    image = pattern_image(size)
+    seconds = {runtime: _fastest_run(runtime, image) for runtime in (full, half)}
+    faster, slower = sorted(seconds, key=lambda runtime: seconds[runtime])
+    log.info(
+        f"{info.name}: {faster.precision} takes {1e3 * seconds[faster]:.1f} ms, "
+        f"{slower.precision} {1e3 * seconds[slower]:.1f} ms: {faster.precision} it is"
+    )
+    slower.close()
+    return faster
+
+
+def _fastest_run(runtime: OpenVinoRuntime, image: NDArray[np.uint8]) -> float:
+    """Seconds of the fastest of a few runs: what else the machine does only ever adds to them."""
+    runtime.run(image)
+    best = float("inf")
+    for _ in range(_TRIALS):
+        start = time.perf_counter()
+        runtime.run(image)
+        best = min(best, time.perf_counter() - start)
+    return best

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames of any size through a runtime."""
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ctxseg_ros.model_file import read_model_info
+from ctxseg_ros.pipeline import FrameSegmenter
+from ctxseg_ros.runtimes import open_runtime
+
+
+@pytest.fixture(scope="module")
+def runtime(model_factory):
+    runtime = open_runtime(read_model_info(model_factory()), (32, 48), "cpu")
+    yield runtime
+    runtime.close()
+
+
+@pytest.fixture(scope="module")
+def segmenter(runtime):
+    return FrameSegmenter(runtime)
+
+
+def frame(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def test_frame_of_the_models_size_passes_unchanged(segmenter, runtime):
+    rgb = frame(32, 48)
+    found, expected = segmenter.segment(rgb), runtime.run(rgb)
+    assert np.array_equal(found.labels, expected.labels)
+    assert np.array_equal(found.confidence, expected.confidence)
+    assert found.attention is None
+
+
+@given(height=st.integers(1, 100), width=st.integers(1, 100))
+@settings(deadline=None)
+def test_result_has_the_frames_size_and_the_models_ids(segmenter, height, width):
+    found = segmenter.segment(frame(height, width, height * width))
+    for plane in (found.labels, found.confidence):
+        assert plane.shape == (height, width) and plane.dtype == np.uint8
+    assert found.labels.max() < 4
+
+
+def test_labels_land_where_they_were_seen(segmenter):
+    """Each quarter of the frame has one brightness, and so one label."""
+    rgb = np.zeros((64, 96, 3), np.uint8)
+    rgb[:32, 48:], rgb[32:, :48], rgb[32:, 48:] = 85, 150, 255
+    expected = np.zeros((64, 96), np.uint8)
+    expected[:32, 48:], expected[32:, :48], expected[32:, 48:] = 1, 2, 3
+    assert np.array_equal(segmenter.segment(rgb).labels, expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "how"), [((64, 144), cv2.INTER_AREA), ((20, 60), cv2.INTER_LINEAR)]
+)
+def test_frame_is_resized_as_promised(segmenter, runtime, size, how):
+    rgb = frame(*size)
+    expected = runtime.run(cv2.resize(rgb, (48, 32), interpolation=how)).confidence
+    expected = cv2.resize(expected, size[::-1], interpolation=cv2.INTER_LINEAR)
+    assert np.array_equal(segmenter.segment(rgb).confidence, expected)
+
+
+@pytest.mark.parametrize("size", [(32, 48), (40, 60)])
+def test_strides_do_not_matter(segmenter, size):
+    height, width = size
+    rgb = frame(height, width)
+    expected = segmenter.segment(rgb).confidence
+    padded = np.zeros((height, width * 3 + 17), np.uint8)
+    rows = np.lib.stride_tricks.as_strided(padded, rgb.shape, (padded.strides[0], 3, 1))
+    rows[:] = rgb
+    reversed_channels = rgb[..., ::-1].copy()[..., ::-1]
+    upside_down = rgb[::-1].copy()[::-1]
+    for view in (rows, reversed_channels, upside_down):
+        assert not view.flags.c_contiguous
+        assert np.array_equal(segmenter.segment(view).confidence, expected)
+
+
+@pytest.mark.parametrize("size", [(32, 48), (40, 60)])
+def test_results_are_not_overwritten_by_the_next_frame(segmenter, size):
+    first = segmenter.segment(frame(*size, seed=1))
+    labels, confidence = first.labels.copy(), first.confidence.copy()
+    segmenter.segment(frame(*size, seed=2))
+    assert np.array_equal(first.labels, labels)
+    assert np.array_equal(first.confidence, confidence)
+
+
+def test_read_only_frames_are_taken(segmenter):
+    for size in ((32, 48), (40, 60)):
+        rgb = frame(*size)
+        rgb.flags.writeable = False
+        assert segmenter.segment(rgb).labels.shape == size
+
+
+def test_attention_stays_on_the_patch_grid(model_factory):
+    info = read_model_info(model_factory(task="attention"))
+    found = FrameSegmenter(open_runtime(info, (32, 48), "cpu")).segment(frame(100, 120))
+    assert found.labels is None and found.confidence is None
+    assert found.attention.shape == (3, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "rgb",
+    [
+        np.zeros((32, 48), np.uint8),
+        np.zeros((32, 48, 4), np.uint8),
+        np.zeros((0, 48, 3), np.uint8),
+        np.zeros((32, 48, 3), np.float32),
+    ],
+)
+def test_what_is_no_frame_is_refused(segmenter, rgb):
+    with pytest.raises(ValueError, match=r"must be uint8 \[height, width, 3\], not"):
+        segmenter.segment(rgb)
