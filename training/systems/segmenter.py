@@ -40,7 +40,7 @@ class SegmenterSystem(L.LightningModule):
         lr: of the decoder. encoder_lr_scale: the encoder's is this times ``lr``.
         schedule: ``poly`` decays by (1 - t)^0.9 over the run after ``warmup`` steps; ``plateau``
             divides by 10 when val mIoU has not risen for 10 validations.
-        seed: of dropout, set anew each epoch so that a resumed run equals an unbroken one.
+        seed: of dropout, set anew at each step so that a resumed run equals an unbroken one.
     """
 
     def __init__(
@@ -83,8 +83,9 @@ class SegmenterSystem(L.LightningModule):
         self.network = Segmenter(encoder, decoder)
         self.confusion = MulticlassConfusionMatrix(len(CLASSES), ignore_index=IGNORE)
 
-    def on_train_epoch_start(self) -> None:
-        torch.manual_seed(self.hparams.seed + 7919 * self.current_epoch + self.global_rank)
+    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+        step = self.global_step * self.trainer.world_size + self.global_rank
+        torch.manual_seed(self.hparams.seed + 1_000_003 * step)
 
     def loss(self, logits: Tensor, labels: Tensor, pixels: Tensor) -> Tensor:
         """Cross entropy over the labelled pixels of the global batch, plus the Lovász term.

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m training fit`, as real processes."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(command: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "training", *command],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def fit(command: list[str]) -> str:
+    process = start(command)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    saved = torch.load(run / "last.ckpt", map_location="cpu", weights_only=True)
+    return saved["state_dict"]
+
+
+def losses(run: Path) -> list[float]:
+    with (run / "log" / "version_0" / "metrics.csv").open() as file:
+        return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+
+
+@pytest.fixture(scope="module")
+def steady():
+    """A rate at which float32 rounding does not grow within two epochs."""
+    return {"model__init_args__lr": 0.01}
+
+
+def test_two_processes_train_like_one(config, tmp_path, steady):
+    fit(config("one", **steady))
+    fit(config("two", **steady, trainer__devices=2, trainer__strategy="ddp"))
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(one) == 4
+    assert two == pytest.approx(one, rel=1e-4)
+    expected, found = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in expected:
+        torch.testing.assert_close(
+            found[name], expected[name], atol=2e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    moved = weights(tmp_path / "one")["network.decoder.project.weight"]
+    assert (moved - moved.mean()).abs().max() > 1e-3
+
+
+def test_killed_and_resumed_equals_unbroken(config, tmp_path):
+    """With dropout and augmentation: nothing may hang on a random state that the kill loses."""
+    options = {"model__init_args__dropout": 0.2, "trainer__max_epochs": 6}
+    fit(config("unbroken", **options))
+    process = start(config("killed", **options))
+    while process.poll() is None and not (tmp_path / "killed" / "last.ckpt").exists():
+        time.sleep(0.01)
+    time.sleep(0.1)  # let it write the file, and go on into the next epoch
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+    done = torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)["epoch"] + 1
+    assert 1 <= done < 6
+    fit([*config("killed", **options), f"--ckpt_path={tmp_path / 'killed' / 'last.ckpt'}"])
+    expected, found = weights(tmp_path / "unbroken"), weights(tmp_path / "killed")
+    for name in expected:
+        assert torch.equal(found[name], expected[name]), name
+
+
+def test_training_lowers_the_loss_and_scores_the_validation(config, tmp_path):
+    fit(
+        config(
+            "run",
+            model__init_args__optimizer="adamw",
+            model__init_args__lr=0.003,
+            model__init_args__lovasz=0.0,
+            data__init_args__scale="[1.0, 1.0]",
+            data__init_args__jitter=False,
+            trainer__max_epochs=25,
+        )
+    )
+    found = losses(tmp_path / "run")
+    assert np.mean(found[-4:]) < 0.8 * np.mean(found[:4])
+    with (tmp_path / "run" / "log" / "version_0" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["val/miou"]]
+    assert len(rows) == 25
+    assert float(rows[-1]["val/pixel_accuracy"]) > 0.35
+
+
+def test_nan_stops_with_step_and_batch(config):
+    process = start(config("nan", model__init_args__lr=1e38))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "training: loss is nan at step" in output
+    assert "of epoch 0, batch" in output
+    assert any(f"00{i}" in output.split("batch", 1)[1] for i in range(8))
+    assert "Traceback" not in output
+
+
+def test_bad_labels_stop_before_training(config, small_camvid, tmp_path):
+    broken = shutil.copytree(small_camvid, tmp_path / "broken")
+    cv2.imwrite(str(broken / "train" / "labels" / "003.png"), np.full((64, 96), 99, np.uint8))
+    process = start(config("bad", data__init_args__root=broken))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "003.png: ids [99] are outside the 11 classes" in output
+    assert not (tmp_path / "bad" / "log" / "version_0" / "metrics.csv").exists()
+
+
+@pytest.mark.parametrize("recipe", ["segmenter_tiny_camvid", "segmenter_tiny_paper"])
+def test_shipped_recipes_train(recipe, small_camvid, tmp_path):
+    """Two batches of each YAML in mixed precision, on small data and without the weights' file."""
+    output = fit(
+        [
+            "fit",
+            f"--config={ROOT / 'training' / 'configs' / f'{recipe}.yaml'}",
+            "--model.init_args.weights=null",
+            f"--data.init_args.root={small_camvid}",
+            "--data.init_args.workers=0",
+            "--data.init_args.batch_size=2",
+            "--trainer.accelerator=cpu",
+            "--trainer.precision=bf16-mixed",
+            "--trainer.fast_dev_run=2",
+        ]
+    )
+    assert "`max_steps=2` reached" in output
