@@ -75,6 +75,7 @@ setup(
             "jsonargparse[signatures]>=4.32",
             "torchmetrics>=1.4",
             "tensorboard>=2.17",
+            "matplotlib>=3.8",
             "onnxscript>=0.3",
             "scipy>=1.11",
         ],

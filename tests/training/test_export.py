@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import lightning as L
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, numpy_helper
+
+from ctxseg_ros import store
+from ctxseg_ros.model_file import read_model_info
+from ctxseg_ros.runtimes import devices, open_runtime
+from training.export import export_graph, halve_weights, network_labels
+from training.graphs import SegmenterGraph
+from training.systems.segmenter import SegmenterSystem
+
+ROOT = Path(__file__).resolve().parents[2]
+
+#: 4:3, 16:9 with as many tokens as the square grid, the square, and one row of patches.
+SIZES = [(96, 128), (72 * 2, 128 * 2), (192, 192), (16, 160)]
+
+#: What may be left once the size is pinned: operators that ONNX Runtime, OpenVINO and TensorRT
+#: all have.
+OPERATORS = set(
+    "Add ArgMax Cast Clip Concat Conv Div Erf Exp Expand Gemm LayerNormalization MatMul Mul "
+    "Reciprocal ReduceL2 ReduceMax ReduceSum Reshape Resize Slice Softmax Squeeze Sub Transpose "
+    "Unsqueeze".split()
+)
+
+
+@pytest.fixture(scope="module")
+def system() -> SegmenterSystem:
+    torch.manual_seed(0)
+    system = SegmenterSystem("test_vit", size=(96, 128), decoder_dim=64, subpatch=4, mask_dim=32)
+    with torch.no_grad():
+        # Untrained scores nearly tie everywhere, and rounding would decide the labels.
+        system.network.decoder.project_patches.weight *= 8
+        system.network.decoder.mask_norm.weight *= 4
+        system.network.encoder.vit.pos_embed.normal_(std=0.3)
+    return system.eval()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(system, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("run") / "last.ckpt"
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(system)
+    trainer.save_checkpoint(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def frames_dir(street_frames, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("frames")
+    for i, frame in enumerate(street_frames):
+        cv2.imwrite(str(folder / f"{i}.png"), frame[..., ::-1])
+    return folder
+
+
+def run_export(*args: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "training.export", *map(str, args)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint, frames_dir, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "small.onnx"
+    done = run_export(checkpoint, "--out", out, "--frames", frames_dir)
+    assert done.returncode == 0, done.stderr
+    assert "labels agree with the network on" in done.stdout
+    return out
+
+
+def test_file_describes_itself(exported):
+    info = read_model_info(exported)
+    assert info.name == "small"
+    assert info.task == "semantic"
+    assert [c.name for c in info.classes][:3] == ["sky", "building", "pole"]
+    assert info.stride == 16 and info.size == (96, 128) and info.fixed_size is None
+    assert info.source["parity"]["network_label_agreement"] >= 0.999
+    assert 0 <= info.source["precision"]["bf16_label_agreement"] <= 1
+    assert info.source["recipe"]["subpatch"] == 4
+    model = onnx.load(exported)
+    assert model.opset_import[0].version >= 17
+    assert str(ROOT) not in str(model)
+    assert not exported.with_suffix(".part").exists()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("device", ["cpu", "openvino"])
+def test_labels_and_confidence_are_those_of_the_network(
+    exported, system, street_frames, size, device
+):
+    assert devices()[device] is None
+    runtime = open_runtime(read_model_info(exported), size, device)
+    same = total = 0
+    for frame in street_frames:
+        frame = cv2.resize(frame, size[::-1])
+        found = runtime.run(frame)
+        same += (found.labels == network_labels(system.network, frame)).sum()
+        total += found.labels.size
+        with torch.inference_mode():
+            logits = system.network(torch.from_numpy(frame).permute(2, 0, 1)[None])
+        confidence = logits.softmax(1).amax(1)[0].numpy() * 255
+        assert np.abs(found.confidence - confidence).mean() < 1
+    assert same / total >= 0.999
+
+
+def test_folded_normalisation_is_exact(system, street_frames):
+    graph = SegmenterGraph(system.network).double().eval()
+    image = torch.from_numpy(cv2.resize(street_frames[0], (128, 96)))[None]
+    patches = torch.nn.functional.conv2d(
+        image.double().permute(0, 3, 1, 2), graph.weight, graph.bias, stride=16
+    )
+    expected = system.network.encoder.double().embed(image.permute(0, 3, 1, 2))
+    system.network.encoder.float()
+    torch.testing.assert_close(patches.permute(0, 2, 3, 1), expected, atol=1e-9, rtol=1e-9)
+
+
+def pinned(path: Path, size: tuple[int, int], folder: Path) -> onnx.ModelProto:
+    """The graph that ONNX Runtime is left with after constant folding."""
+    options = onnxruntime.SessionOptions()
+    options.add_free_dimension_override_by_name("height", size[0])
+    options.add_free_dimension_override_by_name("width", size[1])
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(folder / "pinned.onnx")
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return onnx.load(folder / "pinned.onnx")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_no_shape_and_no_foreign_operator_is_left_at_a_pinned_size(exported, size, tmp_path):
+    left = [node.op_type for node in pinned(exported, size, tmp_path).graph.node]
+    assert set(left) <= OPERATORS
+    assert left.count("Resize") == 1  # the masks; the position embedding's has folded away
+    assert left.count("Conv") == 1
+
+
+def test_every_shipped_model_folds_too(tmp_path):
+    for name in store.model_names():
+        info = store.load(name)
+        height, width = info.size
+        for size in (info.size, (height - info.stride, width + info.stride)):
+            left = {node.op_type for node in pinned(info.path, size, tmp_path).graph.node}
+            assert not left & {"Shape", "Gather", "Range", "Where", "If", "Loop"}, name
+
+
+def test_runtimes_agree_on_shipped_models_and_real_frames(street_frames):
+    for name in store.model_names():
+        info = store.load(name)
+        runtimes = [open_runtime(info, None, device) for device in ("cpu", "openvino")]
+        for frame in street_frames[:3]:
+            frame = cv2.resize(frame, info.size[::-1])
+            one, two = (runtime.run(frame) for runtime in runtimes)
+            assert (one.labels == two.labels).mean() > 0.99
+            assert np.abs(one.confidence.astype(int) - two.confidence).mean() < 2
+
+
+def test_halved_weights_stay_within_half_precision(system):
+    model = export_graph(system.network)
+    before = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    size = model.ByteSize()
+    halve_weights(model)
+    assert model.ByteSize() < 0.6 * size
+    for tensor in model.graph.initializer:
+        name = tensor.name.removesuffix(".half")
+        if name != tensor.name:
+            assert tensor.data_type == TensorProto.FLOAT16
+        np.testing.assert_allclose(
+            numpy_helper.to_array(tensor).astype(np.float64), before[name], rtol=1e-3, atol=1e-6
+        )
+
+
+def test_refusals_name_the_cause_and_write_nothing(checkpoint, frames_dir, tmp_path):
+    out = tmp_path / "x.onnx"
+    not_one = tmp_path / "not.ckpt"
+    not_one.write_bytes(b"no checkpoint")
+    for args, said in (
+        ((not_one, "--frames", frames_dir), "not.ckpt: no checkpoint of this version"),
+        ((checkpoint, "--frames", tmp_path / "none"), "none: no such folder"),
+    ):
+        done = run_export(*args, "--out", out)
+        assert done.returncode == 1
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not out.exists()
