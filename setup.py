@@ -77,6 +77,8 @@ setup(
             "tensorboard>=2.17",
             "matplotlib>=3.8",
             "onnxscript>=0.3",
+            "onnxruntime>=1.20",
+            "openvino>=2024.6",
             "scipy>=1.11",
         ],
         "view": ["rerun-sdk>=0.21", "matplotlib>=3.8"],

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Offline training of the models that ctxseg_ros runs: data, networks, losses, systems, export, evaluation."""
+"""Offline training of the models that ctxseg_ros runs, their export and their evaluation."""

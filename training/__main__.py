@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m training fit --config training/configs/X.yaml``: train a system; also ``validate``.
 
-Everything in the YAML can be set on the command line, ``--model.lr 0.01`` for instance. A run
-continues from a checkpoint with ``--ckpt_path runs/NAME/checkpoints/last.ckpt``, and from its last
-one, if there is any, with ``--ckpt_path last``.
+Everything in the YAML can be set on the command line, ``--model.init_args.lr 0.01`` for instance.
+A run continues from a checkpoint with ``--ckpt_path runs/NAME/checkpoints/last.ckpt``.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -54,7 +55,7 @@ def evaluate_labels(
     if info.task != "semantic":
         raise ValueError(f"{info.name} is a model of task {info.task}: it has no named classes")
     count = len(info.classes)
-    confusion = np.zeros((count, count), np.int64)
+    confusion = np.zeros((count, count + 1), np.int64)
     runtime = open_runtime(info, size, device)
     segmenter = FrameSegmenter(runtime)
     try:
@@ -64,12 +65,8 @@ def evaluate_labels(
             assert labels is not None
             if labels.shape != truth.shape:
                 height, width = truth.shape
-                labels = cv2.resize(
-                    labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT
-                )
-            counted = truth != IGNORE
-            pixels = truth[counted].astype(np.int64) * count + labels[counted]
-            confusion += np.bincount(pixels, minlength=count**2).reshape(count, count)
+                labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+            confusion += count_pixels(truth, labels, count)
     finally:
         runtime.close()
     scores = Scores(confusion)
@@ -83,6 +80,19 @@ def evaluate_labels(
         "class_accuracy": round(scores.class_accuracy, 6),
         "images": len(pairs),
     }
+
+
+def count_pixels(
+    truth: NDArray[np.uint8], labels: NDArray[np.uint8], classes: int
+) -> NDArray[np.int64]:
+    """Pixels by [truth, label], [K, K + 1]; labels of 255 (unlabelled) in the last column.
+
+    Both are uint8 [H, W]; where the truth is IGNORE nothing is counted.
+    """
+    seen = truth != IGNORE
+    predicted = np.minimum(labels[seen], classes).astype(np.int64)
+    pixels = truth[seen] * np.int64(classes + 1) + predicted
+    return np.bincount(pixels, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
 
 
 def _table(name: str, result: dict[str, Any]) -> Table:
@@ -112,6 +122,8 @@ def main() -> int:
     labels.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     try:
+        if args.json and not args.json.absolute().parent.is_dir():
+            raise DataError(f"{args.json}: its folder does not exist")
         info = load(args.model)
         pairs = pair_files(args.images, args.labels)
         result = evaluate_labels(info, pairs, args.ignore, args.size, args.device)
@@ -120,7 +132,7 @@ def main() -> int:
         return 1
     Console().print(_table(info.name, result))
     if args.json:
-        size = format_size(args.size or info.size)
+        size = format_size(args.size or info.fixed_size or info.size)
         row = {"model": info.name, "size": size, "ignore": args.ignore, **result}
         report = {**row, "machine": describe(), "commit": commit()}
         args.json.write_text(json.dumps(report, indent=1) + "\n")

@@ -18,13 +18,15 @@ from typing import Any
 import cv2
 import numpy as np
 import onnx
+import openvino
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ctxseg_ros.machine import commit
 from ctxseg_ros.model_file import ClassInfo, ModelFileError, read_model_info, write_metadata
-from ctxseg_ros.runtimes import open_runtime
+from ctxseg_ros.runtimes import RuntimeUnavailable, open_runtime
+from ctxseg_ros.runtimes.open_vino import OpenVinoRuntime
 from training.data import camvid
 from training.data.pairs import DataError, image_files, pair_files, read_image
 from training.evaluate import evaluate_labels
@@ -120,7 +122,7 @@ def load_network(checkpoint: Path) -> tuple[SegmenterSystem, dict[str, Any]]:
         system = SegmenterSystem.load_from_checkpoint(
             checkpoint, map_location="cpu", weights_only=True, weights=None, pretrained=False
         )
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (OSError, EOFError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ExportError(f"{checkpoint}: no checkpoint of this version: {error}") from error
     weights = run["recipe"].get("weights")
     run["recipe"]["weights"] = Path(weights).name if weights else None
@@ -140,10 +142,13 @@ def agreement(left: Sequence[NDArray[np.uint8]], right: Sequence[NDArray[np.uint
     return equal / sum(a.size for a in left)
 
 
-def openvino_agreement(path: Path, frames: Sequence[NDArray[np.uint8]]) -> float:
-    """Share of pixels whose label OpenVINO's bf16 inference keeps, against its fp32."""
-    from ctxseg_ros.runtimes.open_vino import OpenVinoRuntime
+def bf16_agreement(path: Path, frames: Sequence[NDArray[np.uint8]]) -> float | None:
+    """Share of pixels whose label OpenVINO's bf16 inference keeps, against its fp32.
 
+    None on a processor without bf16: there OpenVINO would quietly compute both in fp32.
+    """
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return None
     info, model = read_model_info(path), path.read_bytes()
     size = frames[0].shape[:2]
     labels = []
@@ -212,9 +217,9 @@ def export(
                 "least: the export went wrong; no file was written"
             )
         source["parity"] = {"network_label_agreement": round(parity, 6)}
-        source["precision"] = {
-            "bf16_label_agreement": round(openvino_agreement(draft, pictures), 6)
-        }
+        bf16 = bf16_agreement(draft, pictures)
+        if bf16 is not None:
+            source["precision"] = {"bf16_label_agreement": round(bf16, 6)}
         if truth is not None:
             scores = evaluate_labels(
                 read_model_info(draft), pair_files(frames, truth), camvid.VOID, size
@@ -249,15 +254,20 @@ def main() -> int:
     )
     args = parser.parse_args()
     try:
+        if not args.out.absolute().parent.is_dir():
+            raise ExportError(f"{args.out}: its folder does not exist")
         source = export(
             args.checkpoint, args.out, args.name or args.out.stem, args.frames, args.labels
         )
-    except (ExportError, DataError, ModelFileError) as error:
+    except (ExportError, DataError, ModelFileError, RuntimeUnavailable) as error:
         print(f"export: {error}", file=sys.stderr)
         return 1
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
     print(f"labels agree with the network on {source['parity']['network_label_agreement']:.3%}")
-    print(f"bf16 agrees with fp32 on {source['precision']['bf16_label_agreement']:.3%}")
+    if "precision" in source:
+        print(f"bf16 agrees with fp32 on {source['precision']['bf16_label_agreement']:.3%}")
+    else:
+        print("bf16 not measured: this processor has none, so the model will run in fp32")
     if "scores" in source:
         print(f"mIoU {source['scores']['miou']:.4f}")
     return 0

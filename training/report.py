@@ -23,7 +23,8 @@ from ctxseg_ros.model_file import ModelFileError, ModelInfo
 from ctxseg_ros.pipeline import FrameSegmenter
 from ctxseg_ros.runtimes import RuntimeUnavailable, open_runtime
 from ctxseg_ros.store import load
-from training.data.pairs import IGNORE, DataError, Pair, pair_files, read_image, read_label
+from training.data.pairs import DataError, Pair, pair_files, read_image, read_label
+from training.evaluate import count_pixels
 from training.scores import Scores
 
 WORST = 10
@@ -87,10 +88,8 @@ def draw_worst(info: ModelInfo, pairs: Sequence[Pair], ignore: int | None, out: 
         assert labels is not None
         if labels.shape != truth.shape:
             labels = cv2.resize(labels, truth.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-        seen = truth != IGNORE
-        pixels = truth[seen].astype(int) * count + labels[seen]
-        confusion = np.bincount(pixels, minlength=count**2).reshape(count, count)
-        scored.append((Scores(confusion).miou, pair.image.stem, image, truth, labels))
+        miou = Scores(count_pixels(truth, labels, count)).miou
+        scored.append((miou, pair.image.stem, image, truth, labels))
     runtime.close()
     scored.sort(key=lambda item: item[0])
     worst = scored[:WORST]

@@ -13,7 +13,8 @@ class Scores:
     """Segmentation scores over a whole set, fractions of 1.
 
     Args:
-        confusion: integer [K, K], pixels counted by [truth, prediction].
+        confusion: integer [K, K], pixels counted by [truth, prediction]; or [K, K + 1], with the
+            pixels that were left unlabelled in the last column: they count as wrong.
     """
 
     confusion: np.ndarray
@@ -22,7 +23,7 @@ class Scores:
     def iou(self) -> np.ndarray:
         """Intersection over union by class, [K]; NaN for a class neither true nor predicted."""
         hit = np.diag(self.confusion).astype(float)
-        union = self.confusion.sum(0) + self.confusion.sum(1) - hit
+        union = self.confusion.sum(0)[: len(hit)] + self.confusion.sum(1) - hit
         return np.divide(hit, union, out=np.full(len(hit), np.nan), where=union > 0)
 
     @property

@@ -11,8 +11,9 @@ import pytest
 from ctxseg_ros.model_file import read_model_info
 from ctxseg_ros.pipeline import FrameSegmenter
 from ctxseg_ros.runtimes import open_runtime
-from training.data.pairs import pair_files, read_image
-from training.evaluate import evaluate_labels
+from training.data.pairs import IGNORE, pair_files, read_image
+from training.evaluate import count_pixels, evaluate_labels
+from training.scores import Scores
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,7 +53,8 @@ def test_scores_are_counted_at_the_truths_size(labelled):
         both = counted & (truth == c) & (predicted == c)
         ious[f"class {c}"] = both.sum() / union.sum() if union.any() else None
     assert found["images"] == 3
-    assert found["iou"] == {k: v if v is None else pytest.approx(v, abs=1e-6) for k, v in ious.items()}
+    for name, iou in ious.items():
+        assert found["iou"][name] == (None if iou is None else pytest.approx(iou, abs=1e-6))
     there = [v for v in ious.values() if v is not None]
     assert found["miou"] == pytest.approx(np.mean(there), abs=1e-6)
     accuracy = (truth == predicted)[counted].mean()
@@ -61,7 +63,7 @@ def test_scores_are_counted_at_the_truths_size(labelled):
 
 def test_truth_of_another_size_than_its_frame(labelled, tmp_path):
     """Labels at half the frame's size: the prediction is brought to the truth, not the reverse."""
-    root, model, _, truth = labelled
+    root, model, _, _ = labelled
     (tmp_path / "half").mkdir()
     info = read_model_info(model)
     runtime = open_runtime(info, (32, 48), "cpu")
@@ -76,13 +78,22 @@ def test_truth_of_another_size_than_its_frame(labelled, tmp_path):
     assert found["miou"] == 1
 
 
+def test_unlabelled_predictions_count_as_wrong():
+    truth = np.array([[0, 0, 1, IGNORE]], np.uint8)
+    labels = np.array([[0, 255, 1, 255]], np.uint8)
+    scores = Scores(count_pixels(truth, labels, 2))
+    assert scores.iou.tolist() == [0.5, 1]
+    assert scores.pixel_accuracy == pytest.approx(2 / 3)
+    assert scores.class_accuracy == 0.75
+
+
 def run(*args: object) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "training.evaluate", *map(str, args)],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
 
 

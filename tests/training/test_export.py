@@ -8,6 +8,7 @@ import lightning as L
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
@@ -26,11 +27,11 @@ SIZES = [(96, 128), (72 * 2, 128 * 2), (192, 192), (16, 160)]
 
 #: What may be left once the size is pinned: operators that ONNX Runtime, OpenVINO and TensorRT
 #: all have.
-OPERATORS = set(
-    "Add ArgMax Cast Clip Concat Conv Div Erf Exp Expand Gemm LayerNormalization MatMul Mul "
-    "Reciprocal ReduceL2 ReduceMax ReduceSum Reshape Resize Slice Softmax Squeeze Sub Transpose "
-    "Unsqueeze".split()
-)
+OPERATORS = {
+    *("Add", "ArgMax", "Cast", "Clip", "Concat", "Conv", "Div", "Erf", "Exp", "Expand", "Gemm"),
+    *("LayerNormalization", "MatMul", "Mul", "Reciprocal", "ReduceL2", "ReduceMax", "ReduceSum"),
+    *("Reshape", "Resize", "Slice", "Softmax", "Squeeze", "Sub", "Transpose", "Unsqueeze"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def run_export(*args: object) -> subprocess.CompletedProcess:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
 
 
@@ -88,7 +89,10 @@ def test_file_describes_itself(exported):
     assert [c.name for c in info.classes][:3] == ["sky", "building", "pole"]
     assert info.stride == 16 and info.size == (96, 128) and info.fixed_size is None
     assert info.source["parity"]["network_label_agreement"] >= 0.999
-    assert 0 <= info.source["precision"]["bf16_label_agreement"] <= 1
+    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        assert 0.9 < info.source["precision"]["bf16_label_agreement"] <= 1
+    else:
+        assert "precision" not in info.source
     assert info.source["recipe"]["subpatch"] == 4
     model = onnx.load(exported)
     assert model.opset_import[0].version >= 17
@@ -185,8 +189,11 @@ def test_refusals_name_the_cause_and_write_nothing(checkpoint, frames_dir, tmp_p
     out = tmp_path / "x.onnx"
     not_one = tmp_path / "not.ckpt"
     not_one.write_bytes(b"no checkpoint")
+    empty = tmp_path / "empty.ckpt"
+    empty.touch()
     for args, said in (
         ((not_one, "--frames", frames_dir), "not.ckpt: no checkpoint of this version"),
+        ((empty, "--frames", frames_dir), "empty.ckpt: no checkpoint of this version"),
         ((checkpoint, "--frames", tmp_path / "none"), "none: no such folder"),
     ):
         done = run_export(*args, "--out", out)

@@ -31,7 +31,7 @@ def start(command: list[str]) -> subprocess.Popen:
 
 def fit(command: list[str]) -> str:
     process = start(command)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     return output
 
@@ -108,7 +108,7 @@ def test_training_lowers_the_loss_and_scores_the_validation(config, tmp_path):
 
 def test_nan_stops_with_step_and_batch(config):
     process = start(config("nan", model__init_args__lr=1e38))
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 1
     assert "training: loss is nan at step" in output
     assert "of epoch 0, batch" in output
@@ -120,7 +120,7 @@ def test_bad_labels_stop_before_training(config, small_camvid, tmp_path):
     broken = shutil.copytree(small_camvid, tmp_path / "broken")
     cv2.imwrite(str(broken / "train" / "labels" / "003.png"), np.full((64, 96), 99, np.uint8))
     process = start(config("bad", data__init_args__root=broken))
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 1
     assert "003.png: ids [99] are outside the 11 classes" in output
     assert not (tmp_path / "bad" / "log" / "version_0" / "metrics.csv").exists()

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -27,7 +29,7 @@ def slow_lovasz(probabilities: np.ndarray, labels: np.ndarray, ignore: int) -> f
             classes.append(
                 sum(
                     (high - low) * jaccard_loss(truth, errors > low)
-                    for low, high in zip(levels, levels[1:], strict=False)
+                    for low, high in pairwise(levels)
                 )
             )
         images.append(np.mean(classes) if classes else 0.0)
@@ -42,12 +44,13 @@ def batch(seed: int, classes: int, size: tuple[int, int, int]) -> tuple[torch.Te
     return logits.softmax(1), labels
 
 
-@given(
-    st.integers(0, 2**31), st.integers(2, 6), st.integers(1, 3), st.integers(1, 6), st.integers(1, 6)
-)
+SIZES = st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6))
+
+
+@given(st.integers(0, 2**31), st.integers(2, 6), SIZES)
 @settings(max_examples=60, deadline=None)
-def test_lovasz_is_the_integral_of_the_set_loss(seed, classes, images, height, width):
-    probabilities, labels = batch(seed, classes, (images, height, width))
+def test_lovasz_is_the_integral_of_the_set_loss(seed, classes, size):
+    probabilities, labels = batch(seed, classes, size)
     found = lovasz_softmax(probabilities, labels).item()
     assert found == pytest.approx(slow_lovasz(probabilities.numpy(), labels.numpy(), 255), abs=1e-9)
     assert -1e-12 <= found <= 1 + 1e-12

@@ -136,9 +136,7 @@ def test_masks_against_slow_oracle(subpatch):
             scores = np.empty(5)
             for k in range(5):
                 token = to_class @ x[6 + k]
-                scores[k] = (embedding @ token) / np.sqrt(
-                    (embedding @ embedding) * (token @ token)
-                )
+                scores[k] = (embedding @ token) / np.sqrt((embedding @ embedding) * (token @ token))
             scores = (scores - scores.mean()) / np.sqrt(scores.var() + decoder.mask_norm.eps)
             np.testing.assert_allclose(
                 found[:, row, column], scores * gain + shift, rtol=1e-8, atol=1e-10
@@ -161,8 +159,8 @@ def test_sizes_that_do_not_fit_name_the_nearest(tiny, size, nearest):
 
 
 def test_missing_backbone_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no-such-weights.pth"):
-        Encoder(DEIT_TINY, (64, 64), weights=tmp_path / "no-such-weights.pth")
+    with pytest.raises(FileNotFoundError, match="no-such-weights: no such file"):
+        Encoder(DEIT_TINY, (64, 64), weights=tmp_path / "no-such-weights")
 
 
 def test_backbone_from_a_local_file(tmp_path):

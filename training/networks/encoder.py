@@ -82,7 +82,7 @@ class Encoder(nn.Module):
         return self.vit.patch_embed.proj(x).permute(0, 2, 3, 1)
 
     def encode(self, patches: Tensor) -> Tensor:
-        """Patch tokens [B, h * w, D] after the last LayerNorm, from patch embeddings [B, h, w, D]."""
+        """Tokens [B, h * w, D] after the last LayerNorm, from patch embeddings [B, h, w, D]."""
         vit = self.vit
         batch, height, width, _ = patches.shape
         tokens = [t for t in (vit.cls_token, vit.reg_token) if t is not None]
@@ -110,7 +110,7 @@ class Encoder(nn.Module):
 
 
 def check_multiple(size: tuple[int, int] | torch.Size, patch: int) -> None:
-    """Raise ValueError, naming the nearest size that fits, unless ``size`` is a multiple of ``patch``."""
+    """Raise ValueError, naming the nearest size that fits, unless ``patch`` divides ``size``."""
     if any(s < patch or s % patch for s in size):
         fits = "x".join(str(max(patch, round(s / patch) * patch)) for s in size)
         given = "x".join(str(s) for s in size)
