@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a node's process runs and ends: SIGINT and SIGTERM at any moment give exit code 0."""
+
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+# ros2 launch sends SIGTERM 5 s after SIGINT, and SIGKILL 5 s after that.
+GRACE_S = 3.0
+
+
+class Process:
+    """One process with one node, from the first signal handler to the exit code.
+
+    rclpy's own signal handlers shut its context down under the node's feet, and Python's raise
+    KeyboardInterrupt wherever the interpreter happens to be. Here a signal is only a request: the
+    node spins in its own thread, the main thread waits for the request and then ends everything in
+    order. Make it before the slow imports, so that a signal during them counts too.
+    """
+
+    def __init__(self) -> None:
+        # SimpleQueue, because its put() may interrupt its get() in the same thread.
+        self._exit_codes: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: self.end())
+
+    def end(self, exit_code: int = 0) -> None:
+        """Ask the process to end. Any thread may call this; the first exit code counts."""
+        self._exit_codes.put(exit_code)
+
+    def run(self, make_node: Callable[[], Any], args: list[str] | None = None) -> int:
+        """Spin a node until the end is asked for; gives the exit code.
+
+        The node has `close(timeout_s) -> bool`: it ends its threads and says farewell; False if a
+        thread was still busy by then.
+        """
+        import rclpy
+        from rclpy.executors import SingleThreadedExecutor
+        from rclpy.signals import SignalHandlerOptions
+
+        try:
+            rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+            node = make_node()
+        except Exception as error:  # arguments, parameter files, names and overrides that are wrong
+            print(f"The node cannot start: {type(error).__name__}: {error}", file=sys.stderr)
+            return 1
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        stopping = threading.Event()
+        wake = node.create_guard_condition(lambda: None)
+
+        def spin() -> None:
+            try:
+                while not stopping.is_set():
+                    executor.spin_once()
+            except Exception:
+                traceback.print_exc()
+                self.end(1)
+
+        thread = threading.Thread(target=spin, name="executor", daemon=True)
+        thread.start()
+        exit_code = self._exit_codes.get()
+        stopping.set()
+        wake.trigger()
+        thread.join(GRACE_S)
+        if thread.is_alive() or not node.close(GRACE_S):
+            # Loading a model or a long inference cannot be interrupted, only left behind.
+            node.get_logger().info("ending without waiting for the work in progress")
+            leave(exit_code)
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.shutdown()
+        # The interpreter puts the default handlers back while it ends: a second signal would kill.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        return exit_code
+
+
+def leave(exit_code: int) -> None:
+    """End the process now, without unwinding threads that are still inside a library."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A video as a camera, its labels, and RViz: ros2 launch ctxseg_ros demo.launch.py source:=FILE."""
+
+import os
+from pathlib import Path
+
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch_ros.actions import Node
+
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+
+SEGMENT = Path(__file__).with_name("segment.launch.py")
+PROFILE = Path(__file__).parents[1] / "config" / "fastdds.xml"
+PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+
+ARGUMENTS = [
+    DeclareLaunchArgument("source", description="video file, folder of images, or camera index"),
+    DeclareLaunchArgument(
+        "rate_hz", default_value="0.0", description="frames a second; 0: the source's own rate"
+    ),
+    DeclareLaunchArgument(
+        "loop",
+        default_value="true",
+        choices=["true", "false"],
+        description="start again at the source's end",
+    ),
+    DeclareLaunchArgument(
+        "model", default_value="segmenter_tiny", description="name of a model or path of an .onnx"
+    ),
+    DeclareLaunchArgument(
+        "device",
+        default_value="auto",
+        choices=["auto", "tensorrt", "cuda", "openvino", "cpu"],
+        description="where the model runs",
+    ),
+    DeclareLaunchArgument(
+        "latency_budget_ms",
+        default_value="100.0",
+        description="camera stamp to published labels, 0: only report it",
+    ),
+    DeclareLaunchArgument(
+        "rviz",
+        default_value="true",
+        choices=["true", "false"],
+        description="show camera, overlay and labels in RViz",
+    ),
+]
+
+
+def setup(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """The camera, and segment.launch.py."""
+    values = context.launch_configurations
+    own_profile = any(name in os.environ for name in PROFILE_VARIABLES)
+    camera = Node(
+        package="ctxseg_ros",
+        executable="camera_node",
+        name="camera",
+        output="screen",
+        parameters=[
+            {
+                # The quotes keep a camera's index a text.
+                "source": f"'{values['source']}'",
+                "rate_hz": float(values["rate_hz"]),
+                "loop": values["loop"] == "true",
+            }
+        ],
+        additional_env={} if own_profile else dict.fromkeys(PROFILE_VARIABLES, str(PROFILE)),
+    )
+    passed = ("model", "device", "latency_budget_ms", "rviz")
+    segment = IncludeLaunchDescription(
+        PythonLaunchDescriptionSource(str(SEGMENT)),
+        launch_arguments=[(name, values[name]) for name in passed],
+    )
+    return [camera, segment]
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Called by ros2 launch."""
+    return LaunchDescription([*ARGUMENTS, OpaqueFunction(function=setup)])

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A ROS graph for each test: a domain of its own, a node that looks on, and real processes."""
+
+import array
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.srv import GetParameters, SetParameters
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile
+from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+
+ROOT = Path(__file__).resolve().parents[2]
+PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+# Fast DDS reads them once, at the first participant.
+os.environ.update(dict.fromkeys(PROFILE_VARIABLES, str(ROOT / "config" / "fastdds.xml")))
+
+TIMEOUT_S = 60.0
+_domains = itertools.count(os.getpid())
+
+
+def new_domain() -> int:
+    """A ROS_DOMAIN_ID that neither another test nor, most likely, another run uses."""
+    return next(_domains) % 100 + 1
+
+
+def wait(condition: Callable[[], Any], timeout_s: float = TIMEOUT_S) -> Any:
+    """What `condition` gives, once that is true; fails after the time."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+    return value
+
+
+class NodeProcess:
+    """A node in a process of its own, its output in a file."""
+
+    def __init__(
+        self, log: Path, name: str, domain: int, parameters: dict[str, Any], transport: bool
+    ) -> None:
+        command = [sys.executable, "-m", f"ctxseg_ros.ros.{name}", "--ros-args"]
+        for key, value in parameters.items():
+            text = str(value).lower() if isinstance(value, bool) else value
+            command += ["-p", f"{key}:={text}"]
+        environment = os.environ | {"ROS_DOMAIN_ID": str(domain)}
+        if not transport:
+            environment = {k: v for k, v in environment.items() if k not in PROFILE_VARIABLES}
+        self._log = log
+        with log.open("w") as output:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+            )
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text()
+
+    def send(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def end(self, number: int = signal.SIGINT) -> int:
+        """Send a signal; the exit code."""
+        self.send(number)
+        return self.process.wait(30)
+
+
+class Graph:
+    """One ROS domain: a node in this process, spinning, and processes."""
+
+    def __init__(
+        self, folder: Path, arguments: list[str] | None = None, context: Context | None = None
+    ) -> None:
+        self.domain = new_domain()
+        self._context = context
+        self._folder = folder
+        self._processes: list[NodeProcess] = []
+        rclpy.init(
+            args=arguments or [],
+            context=context,
+            domain_id=self.domain,
+            signal_handler_options=SignalHandlerOptions.NO,
+        )
+        self.node = Node("looker", context=context)
+        self._executor = SingleThreadedExecutor(context=context)
+        self._executor.add_node(self.node)
+        self._thread = threading.Thread(target=self._spin, daemon=True)
+        self._stopping = threading.Event()
+        self._nodes: list[Any] = []
+        self.statuses: list[DiagnosticStatus] = []
+        self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 50)
+        self._thread.start()
+
+    def _spin(self) -> None:
+        while not self._stopping.is_set():
+            self._executor.spin_once(timeout_sec=0.1)
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        self.statuses += message.status
+
+    def add(self, node: Any) -> Any:
+        """Spin a node of this package in this process."""
+        self._nodes.append(node)
+        self._executor.add_node(node)
+        return node
+
+    def start(self, name: str, *, transport: bool = True, **parameters: Any) -> NodeProcess:
+        log = self._folder / f"{name}{len(self._processes)}.log"
+        process = NodeProcess(log, name, self.domain, parameters, transport)
+        self._processes.append(process)
+        return process
+
+    def collect(self, kind: Any, topic: str, qos: QoSProfile | int = 20) -> list[Any]:
+        """A list that every message on the topic is added to."""
+        messages: list[Any] = []
+        self.node.create_subscription(kind, topic, messages.append, qos)
+        return messages
+
+    def publisher(self, kind: Any, topic: str, qos: QoSProfile | int = 10) -> Any:
+        """A publisher that somebody has subscribed to."""
+        publisher = self.node.create_publisher(kind, topic, qos)
+        wait(publisher.get_subscription_count)
+        return publisher
+
+    def status(self, part: str = "labels") -> DiagnosticStatus | None:
+        """The newest status of "labels" (segment) or "frames" (camera)."""
+        found = [item for item in self.statuses if item.name.endswith(f": {part}")]
+        return found[-1] if found else None
+
+    def values(self, part: str = "labels") -> dict[str, str]:
+        status = self.status(part)
+        return {item.key: item.value for item in status.values} if status else {}
+
+    def wait_for_state(self, state: str) -> None:
+        wait(lambda: self.values().get("state") == state)
+
+    def counts(self) -> dict[str, int]:
+        """The segmenter's counters, from a report after this call, once every frame is done."""
+
+        def settled() -> dict[str, int] | None:
+            values = self.values()
+            names = [key for key in values if key.startswith(("frames_", "dropped_"))]
+            found = {name: int(values[name]) for name in names}
+            dropped = sum(found[name] for name in names if name.startswith("dropped_"))
+            return found if found["frames_received"] == found["frames_labelled"] + dropped else None
+
+        seen = len(self.statuses)
+        wait(lambda: any(item.name.endswith(": labels") for item in self.statuses[seen:]))
+        return wait(settled)
+
+    def call(self, kind: Any, name: str, request: Any) -> Any:
+        client = self.node.create_client(kind, name)
+        assert client.wait_for_service(TIMEOUT_S)
+        done = threading.Event()
+        future = client.call_async(request)
+        future.add_done_callback(lambda _: done.set())
+        assert done.wait(TIMEOUT_S), f"{name} did not answer"
+        return future.result()
+
+    def transition(self, name: str) -> bool:
+        """Ask /segment for a lifecycle transition."""
+        number = getattr(Transition, f"TRANSITION_{name.upper()}")
+        request = ChangeState.Request(transition=Transition(id=number))
+        return bool(self.call(ChangeState, "/segment/change_state", request).success)
+
+    def state(self) -> str:
+        answer = self.call(GetState, "/segment/get_state", GetState.Request())
+        return str(answer.current_state.label)
+
+    def set(self, name: str, value: Any) -> tuple[bool, str]:
+        """Set a parameter of /segment: did it work, and if not, why."""
+        parameter = Parameter(name, value=value).to_parameter_msg()
+        request = SetParameters.Request(parameters=[parameter])
+        result = self.call(SetParameters, "/segment/set_parameters", request).results[0]
+        return result.successful, result.reason
+
+    def get(self, name: str) -> Any:
+        """A parameter's value at /segment."""
+        request = GetParameters.Request(names=[name])
+        value = self.call(GetParameters, "/segment/get_parameters", request).values[0]
+        return Parameter.from_parameter_msg(type("", (), {"name": name, "value": value})).value
+
+    def close(self) -> None:
+        for process in self._processes:
+            if process.process.poll() is None:
+                process.send(signal.SIGINT)
+        for process in self._processes:
+            try:
+                process.process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.process.kill()
+                raise
+            assert "Traceback" not in process.output, process.output
+        self._stopping.set()
+        self._thread.join(TIMEOUT_S)
+        for node in self._nodes:
+            assert node.close(TIMEOUT_S)
+        rclpy.shutdown(context=self._context)
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Iterator[Graph]:
+    """A graph for one test. Its processes must end without a traceback."""
+    graph = Graph(tmp_path)
+    yield graph
+    graph.close()
+
+
+@pytest.fixture(scope="module")
+def shared_graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Graph]:
+    """A graph for the tests of one module."""
+    # A context of its own, beside the one that each test may use.
+    graph = Graph(tmp_path_factory.mktemp("graph"), context=Context())
+    yield graph
+    graph.close()
+
+
+@pytest.fixture
+def graph_with(tmp_path: Path) -> Iterator[Callable[..., Graph]]:
+    """make(**parameters) -> a graph whose nodes of this process get these parameters."""
+    graphs: list[Graph] = []
+
+    def make(**parameters: Any) -> Graph:
+        words = [f"{key}:={value}" for key, value in parameters.items()]
+        pairs = [word for item in words for word in ("-p", item)]
+        graphs.append(Graph(tmp_path, ["--ros-args", *pairs]))
+        return graphs[0]
+
+    yield make
+    for graph in graphs:
+        graph.close()
+
+
+def image_message(
+    width: int = 48, height: int = 32, encoding: str = "rgb8", *, padding: int = 0, stamp: int = 0
+) -> Image:
+    """A frame with a pattern; `stamp` in seconds, 0: now."""
+    channels = {"rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4, "mono8": 1}[encoding]
+    step = width * channels + padding
+    data = array.array("B", (i * 7 % 256 for i in range(step * height)))
+    message = Image(
+        header=Header(frame_id="front"),
+        width=width,
+        height=height,
+        encoding=encoding,
+        step=step,
+        data=data,
+    )
+    now = time.time_ns()
+    message.header.stamp.sec = stamp or now // 10**9
+    message.header.stamp.nanosec = 0 if stamp else now % 10**9
+    return message
+
+
+@pytest.fixture(name="image_message")
+def image_message_fixture() -> Callable[..., Image]:
+    """The function `image_message`."""
+    return image_message
+
+
+@pytest.fixture(name="wait")
+def wait_fixture() -> Callable[..., Any]:
+    """The function `wait`."""
+    return wait

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""camera_node: every frame once and in order, or again and again; and the transport behind it."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CameraInfo, Image
+
+BEST_EFFORT = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight images whose pixels are their numbers."""
+    path = tmp_path_factory.mktemp("frames")
+    for number in range(8):
+        cv2.imwrite(str(path / f"{number}.png"), np.full((6, 10, 3), number, np.uint8))
+    return path
+
+
+@pytest.fixture(scope="module")
+def large_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seconds of 1080p at 30 Hz."""
+    path = tmp_path_factory.mktemp("video") / "large.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 30, (1920, 1080))
+    for number in range(60):
+        writer.write(np.full((1080, 1920, 3), number * 4, np.uint8))
+    writer.release()
+    return path
+
+
+def test_once_every_frame_comes_in_order_and_the_node_ends(
+    graph: Any, folder: Path, wait: Any
+) -> None:
+    images = graph.collect(Image, "image")
+    infos = graph.collect(CameraInfo, "camera_info")
+    process = graph.start(
+        "camera_node", source=folder, loop=False, wait_for_subscriber=True, frame_id="front"
+    )
+    assert process.process.wait(60) == 0
+    wait(lambda: len(images) == len(infos) == 8)
+    assert [message.data[0] for message in images] == list(range(8))
+    for image, info in zip(images, infos, strict=True):
+        assert image.header == info.header and image.header.frame_id == "front"
+        assert (image.width, image.height, image.encoding, image.step) == (10, 6, "bgr8", 30)
+        assert (info.width, info.height, info.distortion_model) == (10, 6, "plumb_bob")
+        assert not any(info.k)  # not calibrated
+    stamps = [message.header.stamp.sec + message.header.stamp.nanosec * 1e-9 for message in images]
+    assert stamps == sorted(stamps)
+    assert stamps[-1] - stamps[0] > 0.6  # ten a second, the pace of a folder
+    assert "8 frames sent" in process.output
+    wait(lambda: graph.values("frames").get("frames_sent") == "8")
+
+
+def test_loop_and_rate_and_best_effort(graph: Any, folder: Path, wait: Any) -> None:
+    reliable = graph.collect(Image, "image")
+    images = graph.collect(Image, "image", BEST_EFFORT)
+    process = graph.start("camera_node", source=folder, rate_hz=100, reliability="best_effort")
+    wait(lambda: len(images) > 20)  # more than the folder holds
+    assert not reliable
+    assert process.end(signal.SIGTERM) == 0
+    assert "frames sent" in process.output
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({}, "no source given"),
+        ({"source": "/does/not/exist.mp4"}, "does not exist: check the path"),
+        ({"source": "'97'"}, "camera 97 cannot be opened"),
+        ({"source": "x.mp4", "rate_hz": -1}, "a number from 0 to 1000"),
+    ],
+)
+def test_a_source_that_cannot_be_read_ends_it_with_1(
+    graph: Any, parameters: dict[str, Any], said: str
+) -> None:
+    process = graph.start("camera_node", **parameters)
+    assert process.process.wait(60) == 1
+    assert said in process.output
+
+
+def test_a_damaged_image_on_the_way_ends_it_with_what_was_sent(graph: Any, tmp_path: Path) -> None:
+    for number in range(3):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.zeros((6, 10, 3), np.uint8))
+    (tmp_path / "1.png").write_bytes(b"damaged")
+    process = graph.start("camera_node", source=tmp_path, loop=False)
+    assert process.process.wait(60) == 0
+    assert "1.png cannot be decoded" in process.output and "1 frames sent" in process.output
+
+
+def test_no_1080p_frame_is_lost_with_the_profile(
+    graph: Any, large_video: Path, model_factory: Callable[..., Path], wait: Any
+) -> None:
+    graph.start("segment_node", model=model_factory(), device="cpu")
+    graph.wait_for_state("active")
+    camera = graph.start("camera_node", source=large_video, loop=False, wait_for_subscriber=True)
+    assert camera.process.wait(60) == 0
+    wait(lambda: graph.counts()["frames_received"] == 60)
+    assert graph.values()["lost_transport"] == "0"
+    assert graph.values()["topic"] == "/image" and graph.values()["input_encoding"] == "bgr8"
+
+
+def test_losses_without_the_profile_are_counted_and_said(
+    graph: Any, large_video: Path, model_factory: Callable[..., Path], wait: Any
+) -> None:
+    graph.start("segment_node", model=model_factory(), device="cpu")
+    graph.wait_for_state("active")
+    graph.start(
+        "camera_node",
+        transport=False,
+        source=large_video,
+        reliability="best_effort",
+        wait_for_subscriber=True,
+    )
+    wait(lambda: int(graph.values()["lost_transport"]) > 0)
+    wait(lambda: "config/fastdds.xml" in graph.status().message)

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is asked for, and what does not fit."""
+
+import pytest
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.topic_endpoint_info import TopicEndpointInfo
+
+from ctxseg_ros.ros import qos
+
+RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+IMAGE = "sensor_msgs/msg/Image"
+
+
+@pytest.mark.parametrize(
+    ("setting", "offered", "wanted"),
+    [
+        ("auto", [], "RELIABLE"),
+        ("auto", [RELIABLE], "RELIABLE"),
+        ("auto", [BEST_EFFORT], "BEST_EFFORT"),
+        ("auto", [RELIABLE, BEST_EFFORT], "BEST_EFFORT"),  # matches both
+        ("reliable", [BEST_EFFORT], "RELIABLE"),
+        ("best_effort", [RELIABLE], "BEST_EFFORT"),
+    ],
+)
+def test_wanted_reliability(setting: str, offered: list[QoSProfile], wanted: str) -> None:
+    assert qos.wanted_reliability(setting, offered).name == wanted
+
+
+def publisher(profile: QoSProfile, kind: str = IMAGE) -> TopicEndpointInfo:
+    return TopicEndpointInfo(
+        node_name="driver", node_namespace="/cam", topic_type=kind, qos_profile=profile
+    )
+
+
+def test_a_mismatch_names_both_sides_and_the_fix() -> None:
+    found = qos.mismatch("/image", IMAGE, RELIABLE, [publisher(RELIABLE), publisher(BEST_EFFORT)])
+    assert found is not None
+    for part in ("/cam/driver", "/image", "offers best_effort", "asks for reliable", "set input"):
+        assert part in found
+
+
+def test_another_type_on_the_topic_is_a_mismatch() -> None:
+    kind = "sensor_msgs/msg/CompressedImage"
+    found = qos.mismatch("/image", IMAGE, RELIABLE, [publisher(RELIABLE, kind)])
+    assert found is not None and kind in found and IMAGE in found and "remap" in found
+
+
+def test_what_fits_is_no_mismatch() -> None:
+    assert qos.mismatch("/image", IMAGE, BEST_EFFORT, [publisher(RELIABLE)]) is None
+    assert qos.mismatch("/image", IMAGE, RELIABLE, []) is None
+
+
+def test_a_subscriber_that_asks_for_more_is_named() -> None:
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    found = qos.subscriber_mismatch(
+        "/labels", qos.OUTPUT, [publisher(latched), publisher(RELIABLE)]
+    )
+    assert found.count("/cam/driver") == 1
+    assert "offers reliable, volatile" in found and "asks for reliable, transient_local" in found
+
+
+def test_outputs_are_what_consumers_expect() -> None:
+    assert (qos.OUTPUT.reliability, qos.OUTPUT.depth) == (ReliabilityPolicy.RELIABLE, 1)
+    assert qos.LATCHED.durability == DurabilityPolicy.TRANSIENT_LOCAL

@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node inside this process, with a runtime whose pace and faults the test sets."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from sensor_msgs.msg import Image
+from std_msgs.msg import Header
+
+from ctxseg_ros import store
+from ctxseg_ros.model_file import ModelInfo
+from ctxseg_ros.prediction import Prediction
+from ctxseg_ros.ros import segmenter
+from ctxseg_ros.ros.segmenter import SegmentNode
+from ctxseg_ros.runtimes import RuntimeUnavailable
+
+
+@dataclass
+class SteppedRuntime:
+    """Waits for the test before each frame; raises what the test says."""
+
+    info: ModelInfo
+    device = "cpu"
+    precision = "fp32"
+    size = (32, 48)
+
+    def __post_init__(self) -> None:
+        self.turns = threading.Semaphore(0)
+        self.running = threading.Event()
+        self.error: Exception | None = None
+        self.closed = False
+
+    def run(self, image: np.ndarray) -> Prediction:
+        self.running.set()
+        self.turns.acquire()
+        self.running.clear()
+        if self.error is not None:
+            raise self.error
+        plane = np.zeros(self.size, np.uint8)
+        return Prediction(labels=plane, confidence=plane)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def stepped(
+    graph_with: Callable[..., Any],
+    model_factory: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., Any]:
+    """make(**parameters) -> an active node of this process, its graph and its runtime."""
+
+    def make(**parameters: Any) -> Any:
+        graph = graph_with(model=model_factory(), **parameters)
+        runtime = SteppedRuntime(store.load(model_factory()))
+        monkeypatch.setattr(segmenter, "open_runtime", lambda *_: runtime)
+        node = graph.add(SegmentNode())
+        graph.wait_for_state("active")
+        return SimpleNamespace(
+            graph=graph, node=node, runtime=runtime, images=graph.publisher(Image, "image")
+        )
+
+    return make
+
+
+def received(scene: Any, count: int, wait: Any) -> None:
+    wait(lambda: scene.node._counts.totals()["received"] == count)
+
+
+def test_only_the_newest_frame_is_labelled_and_the_others_are_counted(
+    stepped: Any, wait: Any, image_message: Any
+) -> None:
+    scene = stepped()
+    labels = scene.graph.collect(Image, "/segment/labels")
+    wait(lambda: scene.node._labels.get_subscription_count())
+    scene.images.publish(image_message(stamp=1))
+    wait(scene.runtime.running.is_set)  # 1 is in work: 2 to 5 come meanwhile
+    for number in range(2, 6):
+        scene.images.publish(image_message(stamp=number))
+        received(scene, number, wait)
+    for _ in range(2):
+        scene.runtime.turns.release()
+    wait(lambda: len(labels) == 2)
+    assert [message.header.stamp.sec for message in labels] == [1, 5]
+    counts = scene.graph.counts()
+    assert (counts["frames_received"], counts["frames_labelled"]) == (5, 2)
+    assert counts["dropped_queue"] == 3
+
+
+def test_an_inference_that_raises_is_counted_and_the_next_frame_is_labelled(
+    stepped: Any, wait: Any, image_message: Any
+) -> None:
+    scene = stepped()
+    scene.runtime.error = RuntimeError("the GPU is lost")
+    scene.images.publish(image_message())
+    scene.runtime.turns.release()
+    wait(lambda: scene.graph.counts()["dropped_inference_error"] == 1)
+    wait(lambda: scene.graph.status().level == DiagnosticStatus.ERROR)
+    assert "the GPU is lost" in scene.graph.status().message
+    scene.runtime.error = None
+    scene.images.publish(image_message())
+    scene.runtime.turns.release()
+    wait(lambda: scene.graph.counts()["frames_labelled"] == 1)
+
+
+def test_a_frame_older_than_max_age_is_dropped_before_inference(
+    stepped: Any, wait: Any, image_message: Any
+) -> None:
+    scene = stepped(max_age_ms=10000)
+    scene.images.publish(image_message(stamp=1000))
+    wait(lambda: scene.graph.counts()["dropped_stale"] == 1)
+    assert not scene.runtime.running.is_set()
+    scene.images.publish(image_message())
+    scene.runtime.turns.release()
+    wait(lambda: scene.graph.counts()["frames_labelled"] == 1)
+
+
+def test_a_frame_without_a_stamp_is_timed_from_its_arrival(
+    stepped: Any, wait: Any, image_message: Any
+) -> None:
+    scene = stepped(max_age_ms=10000)
+    message = image_message()
+    message.header.stamp.sec = message.header.stamp.nanosec = 0
+    scene.images.publish(message)
+    scene.runtime.turns.release()
+    wait(lambda: scene.graph.counts()["frames_labelled"] == 1)
+    assert float(scene.graph.values()["transport_p50_ms"]) == 0
+
+
+def test_deactivate_waits_for_the_frame_in_work_and_counts_the_one_behind(
+    stepped: Any, wait: Any, image_message: Any
+) -> None:
+    scene = stepped()
+    labels = scene.graph.collect(Image, "/segment/labels")
+    wait(lambda: scene.node._labels.get_subscription_count())
+    scene.images.publish(image_message(stamp=1))
+    wait(scene.runtime.running.is_set)
+    scene.images.publish(image_message(stamp=2))
+    received(scene, 2, wait)
+    release = threading.Timer(0.5, scene.runtime.turns.release)
+    release.start()
+    assert scene.graph.transition("deactivate")
+    release.join()
+    scene.graph.wait_for_state("inactive")
+    counts = scene.graph.counts()
+    assert (counts["frames_labelled"], counts["dropped_queue"]) == (1, 1)
+    wait(lambda: [message.header.stamp.sec for message in labels] == [1])
+    assert scene.graph.transition("cleanup") and scene.runtime.closed
+
+
+def test_colour_and_overlay_are_not_computed_while_nobody_looks(
+    stepped: Any, wait: Any, image_message: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    render = SimpleNamespace(
+        colour_map=lambda *_: calls.append("colour") or np.zeros((32, 48, 3), np.uint8),
+        overlay=lambda *_: calls.append("overlay") or np.zeros((32, 48, 3), np.uint8),
+    )
+    monkeypatch.setattr(segmenter, "render", render)
+    scene = stepped()
+    scene.images.publish(image_message())
+    scene.runtime.turns.release()
+    wait(lambda: scene.graph.counts()["frames_labelled"] == 1)
+    assert calls == []
+    scene.graph.collect(Image, "/segment/overlay")
+    wait(lambda: scene.node._overlay.get_subscription_count())
+    scene.images.publish(image_message())
+    scene.runtime.turns.release()
+    wait(lambda: scene.graph.counts()["frames_labelled"] == 2)
+    wait(lambda: calls == ["overlay"])
+
+
+def test_frames_lost_in_transport_are_known_by_their_numbers(
+    stepped: Any, wait: Any, image_message: Any
+) -> None:
+    scene = stepped()
+    for number in (3, 4, 7, 8, 1, 2):  # 5 and 6 are lost; then another publisher counts
+        scene.node._on_frame(image_message(), {"publication_sequence_number": number})
+    wait(lambda: scene.graph.values()["lost_transport"] == "2")
+    scene.node._on_frame(image_message(), {"publication_sequence_number": None})
+    wait(lambda: scene.graph.values()["lost_transport"] == "unknown")
+    for _ in range(9):
+        scene.runtime.turns.release()
+
+
+def test_the_budget_is_judged(stepped: Any, wait: Any, image_message: Any) -> None:
+    scene = stepped(latency_budget_ms=1)
+    scene.images.publish(image_message())
+    wait(scene.runtime.running.is_set)
+    threading.Timer(0.1, scene.runtime.turns.release).start()
+    wait(lambda: scene.graph.status().level == DiagnosticStatus.WARN)
+    assert "budget 1 ms" in scene.graph.status().message
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeUnavailable("no openvino here: pip install openvino"), "pip install openvino"),
+        (MemoryError("too large"), "MemoryError: too large"),
+    ],
+)
+def test_a_runtime_that_does_not_open_is_said(
+    graph_with: Callable[..., Any],
+    model_factory: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    wait: Any,
+    error: Exception,
+    said: str,
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(segmenter, "open_runtime", refuse)
+    graph = graph_with(model=model_factory())
+    graph.add(SegmentNode())
+    wait(lambda: graph.status() and graph.status().level == DiagnosticStatus.ERROR)
+    assert said in graph.status().message
+    assert graph.state() == "unconfigured"
+
+
+def test_attention_models_are_refused(
+    graph_with: Callable[..., Any], model_factory: Callable[..., Path], wait: Any
+) -> None:
+    graph = graph_with(model=model_factory(task="attention"))
+    graph.add(SegmentNode())
+    wait(lambda: graph.status() and graph.status().level == DiagnosticStatus.ERROR)
+    assert "gives attention" in graph.status().message
+
+
+def test_without_autostart_it_waits_for_a_manager(
+    graph_with: Callable[..., Any], model_factory: Callable[..., Path]
+) -> None:
+    graph = graph_with(model=model_factory(), autostart="false", device="cpu")
+    graph.add(SegmentNode())
+    graph.wait_for_state("unconfigured")
+    assert graph.state() == "unconfigured"
+    assert graph.transition("configure") and graph.transition("activate")
+    assert graph.state() == "active"
+
+
+def test_input_sizes_pin_the_models_size(
+    graph_with: Callable[..., Any], model_factory: Callable[..., Path], wait: Any
+) -> None:
+    graph = graph_with(model=model_factory(), device="cpu", input_sizes='["64x80", "32x48"]')
+    graph.add(SegmentNode())
+    graph.wait_for_state("active")
+    assert graph.values()["input_size"] == "64x80"
+
+
+@dataclass
+class VisionClass:
+    """The fields of vision_msgs/VisionClass, which has no wheel."""
+
+    class_id: int
+    class_name: str
+
+
+@dataclass
+class LabelInfo:
+    """The fields of vision_msgs/LabelInfo."""
+
+    class_map: list[VisionClass]
+    threshold: float
+    header: Header = field(default_factory=Header)
+
+
+def test_label_info_names_the_classes_at_each_activation(
+    graph_with: Callable[..., Any],
+    model_factory: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graph = graph_with(model=model_factory(), device="cpu", min_confidence=0.25, autostart="false")
+    node = graph.add(SegmentNode())
+    published: list[LabelInfo] = []
+    monkeypatch.setattr(segmenter, "LabelInfo", LabelInfo)
+    monkeypatch.setattr(segmenter, "VisionClass", VisionClass, raising=False)
+    monkeypatch.setattr(node, "_label_info", SimpleNamespace(publish=published.append))
+    assert graph.transition("configure") and graph.transition("activate")
+    assert published[0].class_map == [VisionClass(i, f"class {i}") for i in range(4)]
+    assert published[0].threshold == 0.25
+    assert published[0].header.stamp.sec > 0
+    assert graph.transition("deactivate") and graph.transition("activate")
+    assert len(published) == 2
+
+
+def test_label_info_is_latched(
+    graph_with: Callable[..., Any], model_factory: Callable[..., Path], wait: Any
+) -> None:
+    vision_msgs = pytest.importorskip("vision_msgs.msg", reason="vision_msgs is not installed")
+    graph = graph_with(model=model_factory(), device="cpu")
+    graph.add(SegmentNode())
+    graph.wait_for_state("active")
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    infos = graph.collect(vision_msgs.LabelInfo, "/segment/label_info", latched)
+    wait(lambda: infos)
+    found = [(item.class_id, item.class_name) for item in infos[-1].class_map]
+    assert found == [(i, f"class {i}") for i in range(4)]
+
+
+def test_a_service_is_answered_while_a_frame_is_in_work(
+    stepped: Any, wait: Any, image_message: Any
+) -> None:
+    scene = stepped()
+    scene.images.publish(image_message())
+    wait(scene.runtime.running.is_set)
+    assert scene.graph.get("device") == "auto"
+    assert scene.runtime.running.is_set()
+    scene.runtime.turns.release()
