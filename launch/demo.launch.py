@@ -7,6 +7,7 @@ from pathlib import Path
 from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
@@ -51,6 +52,10 @@ ARGUMENTS = [
 def setup(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The camera, and segment.launch.py."""
     values = context.launch_configurations
+    try:
+        rate_hz = float(values["rate_hz"])
+    except ValueError:
+        raise RuntimeError(f"rate_hz must be a number, not {values['rate_hz']!r}") from None
     own_profile = any(name in os.environ for name in PROFILE_VARIABLES)
     camera = Node(
         package="ctxseg_ros",
@@ -59,9 +64,9 @@ def setup(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         output="screen",
         parameters=[
             {
-                # The quotes keep a camera's index a text.
-                "source": f"'{values['source']}'",
-                "rate_hz": float(values["rate_hz"]),
+                # Else a camera's index would become a number.
+                "source": ParameterValue(values["source"], value_type=str),
+                "rate_hz": rate_hz,
                 "loop": values["loop"] == "true",
             }
         ],

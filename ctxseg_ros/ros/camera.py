@@ -21,7 +21,11 @@ from ctxseg_ros.ros.source import FrameSource, SourceError
 SETTINGS = {
     "source": text("", "Video file, folder of images, or camera index", read_only=True),
     "rate_hz": number(
-        0.0, 0.0, 1000.0, "Frames a second; 0: the source's own rate", read_only=True
+        0.0,
+        0.0,
+        1000.0,
+        "Frames a second, at most, of a camera; 0: the source's own",
+        read_only=True,
     ),
     "loop": switch(True, "Start again at the source's end; false: end the node", read_only=True),
     "reliability": choice(
@@ -38,7 +42,7 @@ class CameraNode(Node):
     """Publishes `image` (bgr8) and `camera_info`, stamped when they are sent.
 
     One thread decodes the next frame, waits for its turn, stamps and publishes it. `end` is called
-    with the exit code when the source ends (0) or cannot be opened (1).
+    with the exit code when the source ends (0), or cannot be opened or read on (1).
     """
 
     def __init__(self, end: Callable[[int], None]) -> None:
@@ -74,8 +78,10 @@ class CameraNode(Node):
         return not self._thread.is_alive()
 
     def _play(self) -> None:
+        exit_code = 1
         try:
             self._publish_all()
+            exit_code = 0
         except SourceError as error:
             self.get_logger().error(str(error))
         finally:
@@ -85,11 +91,11 @@ class CameraNode(Node):
             self._report()
             self._diagnostics.wait_for_all_acked(Duration(seconds=1))
             self.get_logger().info(f"{self._sent} frames sent")
-            self._end(0)
+            self._end(exit_code)
 
     def _publish_all(self) -> None:
         rate = self._settings["rate_hz"] or self._source.rate_hz
-        period = 1.0 / rate if rate and not self._source.live else 0.0
+        period = 1.0 / rate if rate else 0.0
         pace = f"{rate:g} Hz" if period else "the camera's own rate"
         self.get_logger().info(f"{self._settings['source']} on {self._images.topic_name}, {pace}")
         if self._settings["wait_for_subscriber"]:
@@ -99,6 +105,10 @@ class CameraNode(Node):
             self._stopping.wait(0.5)
         due = time.monotonic()
         for frame in self._source.frames(self._settings["loop"]):
+            if self._source.live and time.monotonic() < due:
+                if self._stopping.is_set():
+                    return
+                continue  # a camera goes on while one waits: a later frame is newer
             header = Header(frame_id=self._settings["frame_id"])
             image = to_image(header, frame, "bgr8")
             # No K: the camera is not calibrated.

@@ -10,8 +10,10 @@ def main(args: list[str] | None = None) -> int:
     """Run the node until its source ends or a signal comes. Gives the exit code."""
     process = Process()  # before the slow imports, so that a signal during them ends it cleanly
 
-    from ctxseg_ros.ros.camera import CameraNode
-
+    try:
+        from ctxseg_ros.ros.camera import CameraNode
+    except ImportError as error:
+        return process.refuse(error)
     return process.run(lambda: CameraNode(process.end), args)
 
 

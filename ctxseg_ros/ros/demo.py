@@ -30,6 +30,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from sensor_msgs.msg import CameraInfo, Image
@@ -130,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
         show(result, console)
         write_pictures(recording, source, info, options.out, console)
     except (DemoError, SourceError, ModelFileError) as error:
-        console.print(f"[red]The demo stopped:[/] {error}", highlight=False)
+        console.print(f"[red]The demo stopped:[/] {escape(str(error))}", highlight=False)
         return 1
     for name in ("overlay.mp4", "frames.png", "latency.json"):
         console.print(f"{options.out / name}", highlight=False)
@@ -181,7 +182,7 @@ def play(source: FrameSource, options: argparse.Namespace, console: Console) -> 
     interrupted: list[int] = []  # Ctrl-C ends the playing, not the demo
     handler = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
     try:
-        with console.status(f"loading {options.model}"):
+        with console.status(f"loading {escape(options.model)}"):
             segment = _start(
                 "segment", namespace, options.out,
                 model=options.model, device=options.device, latency_budget_ms=options.budget_ms,
@@ -196,7 +197,10 @@ def play(source: FrameSource, options: argparse.Namespace, console: Console) -> 
         seconds = options.seconds or (LIVE_SECONDS if source.live else math.inf)
         _watch(recorder, camera, source, seconds, interrupted, console)
         if camera.returncode:
-            raise DemoError(f"camera_node failed:\n{_log(options.out, 'camera')}")
+            said = f"camera_node failed:\n{_log(options.out, 'camera')}"
+            if not recorder.recording.stamps:
+                raise DemoError(said)
+            console.print(f"{said}\nWhat came before that:", markup=False)
         _settle(recorder, segment, options.out)
         return recorder.recording
     finally:
@@ -294,9 +298,9 @@ def _settle(recorder: Recorder, segment: subprocess.Popen, out: Path) -> None:
         # A report that is younger than the camera's last frame by as much as the transport takes.
         if recording.status_times["labels"] > start + 1 and "frames" in recording.status:
             done = int(values["frames_labelled"]) + sum(_dropped(values).values())
-            if int(values["frames_received"]) == done and len(recording.labels) >= int(
-                values["frames_labelled"]
-            ):
+            # A label message that the recorder missed is missing in the video, nowhere else.
+            whole = len(recording.labels) >= int(values["frames_labelled"])
+            if int(values["frames_received"]) == done and (whole or time.monotonic() > start + 5):
                 return
         if segment.poll() is not None:
             raise DemoError(f"segment_node ended:\n{_log(out, 'segment')}")
@@ -351,7 +355,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     """Print what was measured."""
     view = Table(
         title=f"{result['model']} at {result['input_size']} on {result['device']} "
-        f"({result['precision']}): {result['source']}",
+        f"({result['precision']}): {escape(result['source'])}",
         min_width=64,
     )
     view.add_column("milliseconds")
@@ -409,9 +413,10 @@ def write_pictures(
     A frame without labels repeats the overlay before it: so the video moves as often as labels
     came, and colours always lie on the picture that they belong to.
     """
-    total = len(recording.labels)
-    if not total:
-        raise DemoError("no frame was labelled, so there is no picture")
+    kept = recording.labels.keys() & recording.pictures.keys() if source.live else recording.labels
+    total = len(kept)
+    if not total or len(recording.stamps) < 2:
+        raise DemoError("too few frames were labelled for a picture: let it run longer")
     chosen = {round((i + 0.5) * total / 6 - 0.5) for i in range(6)}
     seconds = _seconds(recording.stamps)
     rate = (len(recording.stamps) - 1) / seconds if seconds else 10.0

@@ -34,6 +34,19 @@ class Process:
         """Ask the process to end. Any thread may call this; the first exit code counts."""
         self._exit_codes.put(exit_code)
 
+    def refuse(self, missing: ImportError) -> int:
+        """Say what a node's imports lack and what installs it; gives the exit code."""
+        package = {"cv2": "opencv-python-headless", "yaml": "PyYAML"}.get(
+            str(missing.name), missing.name
+        )
+        print(
+            f"The node cannot start: {missing}. This is {sys.executable}; to install it there: "
+            f"{sys.executable} -m pip install {package}, in an environment that was made with "
+            "--system-site-packages and builds this package (README: On a ROS machine)",
+            file=sys.stderr,
+        )
+        return 1
+
     def run(self, make_node: Callable[[], Any], args: list[str] | None = None) -> int:
         """Spin a node until the end is asked for; gives the exit code.
 

@@ -10,8 +10,10 @@ def main(args: list[str] | None = None) -> int:
     """Run the node until a signal comes. Gives the exit code."""
     process = Process()  # before the slow imports, so that a signal during them ends it cleanly
 
-    from ctxseg_ros.ros.segmenter import SegmentNode
-
+    try:
+        from ctxseg_ros.ros.segmenter import SegmentNode
+    except ImportError as error:
+        return process.refuse(error)
     return process.run(SegmentNode, args)
 
 

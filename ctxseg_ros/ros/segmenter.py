@@ -11,8 +11,10 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.srv import ChangeState
+from numpy.typing import NDArray
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
@@ -23,6 +25,7 @@ from rclpy.qos import ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header
 
 from ctxseg_ros import render, store
 from ctxseg_ros.latency import FrameTimes, LatencyWindow
@@ -108,6 +111,7 @@ class SegmentNode(LifecycleNode):
         self._slot: LatestSlot[Frame] = LatestSlot()
         self._worker: threading.Thread | None = None
         self._frames: Subscription | None = None
+        self._topic = "image"  # as text: a destroyed subscription cannot be asked
         self._infos: Subscription | None = None
         self._camera_info: CameraInfo | None = None
         self._input_encoding = "none yet"
@@ -235,8 +239,19 @@ class SegmentNode(LifecycleNode):
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start the worker, then subscribe."""
-        result = super().on_activate(state)
+        result = super().on_activate(state)  # the publishers publish from here on
+        try:
+            self._begin()
+        except Exception as error:  # rclpy would drop it without a word
+            self._failure = f"activation failed: {type(error).__name__}: {error}"
+            return TransitionCallbackReturn.ERROR
+        return result
+
+    def _begin(self) -> None:
         self._slot = LatestSlot()
+        self._latency = LatencyWindow(LATENCY_WINDOW)
+        # What the camera sent meanwhile was not lost.
+        self._last_sequence = None
         self._worker = threading.Thread(
             target=self._work, args=(self._segmenter,), name="worker", daemon=True
         )
@@ -249,8 +264,7 @@ class SegmentNode(LifecycleNode):
         )
         self._state = "active"
         self._follow_publishers()
-        self.get_logger().info(f"active, reading {self._topic()}")
-        return result
+        self.get_logger().info(f"active, reading {self._topic}")
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribe, and wait for the frame in work."""
@@ -290,7 +304,9 @@ class SegmentNode(LifecycleNode):
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """A transition raised: back to unconfigured, with nothing left over."""
-        self.get_logger().error("a transition failed; the node is unconfigured again")
+        self.get_logger().error(
+            f"a transition failed ({self._failure}); the node is unconfigured again"
+        )
         self._stop()
         self._close()
         self._state = "unconfigured"
@@ -312,6 +328,7 @@ class SegmentNode(LifecycleNode):
         if self._settings["image_transport"] == "compressed":
             # As image_transport does it: the suffix goes behind the name after remapping.
             kind, topic = CompressedImage, f"{self.resolve_topic_name('image')}/compressed"
+        self._topic = self.resolve_topic_name(topic)
         self._frames = self.create_subscription(
             kind,
             topic,
@@ -322,28 +339,25 @@ class SegmentNode(LifecycleNode):
             ),
         )
 
-    def _topic(self) -> str:
-        return self._frames.topic_name if self._frames is not None else "image"
-
     def _follow_publishers(self) -> None:
         """Ask for what the publishers offer, and say so where nothing can match."""
         if self._frames is None:
             return
-        publishers = self.get_publishers_info_by_topic(self._topic())
+        publishers = self.get_publishers_info_by_topic(self._topic)
         wanted = qos.wanted_reliability(
             self._settings["input_reliability"], [item.qos_profile for item in publishers]
         )
         if wanted != self._frames.qos_profile.reliability:
             self.destroy_subscription(self._frames)
             self._subscribe(wanted)
-            self.get_logger().info(f"reading {self._topic()} as {wanted.name.lower()}")
+            self.get_logger().info(f"reading {self._topic} as {wanted.name.lower()}")
         seen = {bytes(item.endpoint_gid) for item in publishers}
         if seen != self._publishers_seen:
             self._publishers_seen = seen
             self._last_sequence = None
         kind = "Image" if self._settings["image_transport"] == "raw" else "CompressedImage"
         self._blocked = qos.mismatch(
-            self._topic(), f"sensor_msgs/msg/{kind}", self._frames.qos_profile, publishers
+            self._topic, f"sensor_msgs/msg/{kind}", self._frames.qos_profile, publishers
         )
 
     def _on_incompatible_subscriber(self, publisher: Publisher) -> None:
@@ -367,7 +381,7 @@ class SegmentNode(LifecycleNode):
             try:
                 check_image(message)
             except BadImage as error:
-                self._drop("malformed", f"{self._topic()}: {error}")
+                self._drop("malformed", f"{self._topic}: {error}")
                 return
         else:
             self._input_encoding = message.format
@@ -379,9 +393,14 @@ class SegmentNode(LifecycleNode):
         self._gaps_known = sequence is not None and len(self._publishers_seen) < 2
         if sequence is None or not self._gaps_known:
             return
-        if self._last_sequence is not None and sequence > self._last_sequence + 1:
-            self._counts.add("lost_transport", sequence - self._last_sequence - 1)
-        self._last_sequence = sequence
+        expected, self._last_sequence = self._last_sequence, sequence
+        # Counted anew: a second publisher may have come since the last look.
+        if (
+            expected is not None
+            and sequence > expected + 1
+            and self.count_publishers(self._topic) < 2
+        ):
+            self._counts.add("lost_transport", sequence - expected - 1)
 
     # The worker
 
@@ -390,7 +409,7 @@ class SegmentNode(LifecycleNode):
             try:
                 self._label(frame, segmenter)
             except BadImage as error:
-                self._drop("malformed", f"{self._topic()}: {error}")
+                self._drop("malformed", f"{self._topic}: {error}")
             except Exception as error:  # whatever a runtime raises: the next frame may do
                 self._drop("inference_error", f"inference failed: {error}")
 
@@ -415,23 +434,35 @@ class SegmentNode(LifecycleNode):
         inferred = self._now()
         self._labels.publish(to_image(header, labels, "mono8"))
         self._confidence.publish(to_image(header, confidence, "mono8"))
-        self._publish_camera_info(header, labels.shape)
         self._latency.add(FrameTimes(stamp, frame.received, started, inferred, self._now()))
         self._counts.add("labelled")
-        colours = segmenter.runtime.info.colours
+        try:
+            self._publish_camera_info(header, labels.shape)
+            self._publish_pictures(header, rgb, labels, segmenter.runtime.info.colours)
+        except Exception as error:  # the labels are out: as a frame it is no failure
+            self.get_logger().error(f"beside the labels: {error}", throttle_duration_sec=THROTTLE_S)
+
+    def _publish_pictures(
+        self,
+        header: Header,
+        rgb: NDArray[np.uint8],
+        labels: NDArray[np.uint8],
+        colours: NDArray[np.uint8],
+    ) -> None:
+        """What people look at, and only while they do."""
         if self._color.get_subscription_count():
             self._color.publish(to_image(header, render.colour_map(labels, colours), "rgb8"))
         if self._overlay.get_subscription_count():
             painted = render.overlay(rgb, labels, colours, self._settings["overlay_alpha"])
             self._overlay.publish(to_image(header, painted, "rgb8"))
 
-    def _publish_camera_info(self, header: Any, shape: tuple[int, ...]) -> None:
+    def _publish_camera_info(self, header: Header, shape: tuple[int, ...]) -> None:
         info = self._camera_info
         if info is None:
             return
         if (info.height, info.width) != shape:
             self.get_logger().warning(
-                f"camera_info is for {info.width}x{info.height}, the frames of {self._topic()} are "
+                f"camera_info is for {info.width}x{info.height}, the frames of {self._topic} are "
                 f"{shape[1]}x{shape[0]}: remap `camera_info` to the same camera",
                 throttle_duration_sec=THROTTLE_S,
             )
@@ -476,7 +507,7 @@ class SegmentNode(LifecycleNode):
             state=self._state,
             failure=self._failure or faults or None,
             blocked=self._blocked,
-            topic=self._topic(),
+            topic=self._topic,
             publishers=len(self._publishers_seen),
             silence_s=time.monotonic() - self._last_frame,
             last_error=self._last_error,
@@ -487,7 +518,7 @@ class SegmentNode(LifecycleNode):
             max_age_ms=self._settings["max_age_ms"],
         ).judge()
         totals = self._counts.totals()
-        values: dict[str, Any] = {"state": self._state, "topic": self._topic()}
+        values: dict[str, Any] = {"state": self._state, "topic": self._topic}
         if self._segmenter is not None:
             runtime = self._segmenter.runtime
             values |= {

@@ -26,15 +26,16 @@ class FrameSource:
     """
 
     def __init__(self, source: str) -> None:
-        """Open a file or folder by its path, or a camera by its index. Raises SourceError."""
+        """Open a file, folder, device, URL or camera index. Raises SourceError."""
         self.name = source
         self._images: list[Path] = []
-        self.live = source.isdecimal()
+        self.live = source.isdecimal() or "://" in source or Path(source).is_char_device()
         self.rate_hz: float | None = None
         self.count: int | None = None
         if not source:
             raise SourceError("no source given: set `source` to a video, a folder or an index")
-        if not self.live and not Path(source).exists():
+        # OpenCV reads numbered images by a pattern such as frame_%03d.png.
+        if not self.live and "%" not in source and not Path(source).exists():
             raise SourceError(f"source {source} does not exist: check the path")
         if Path(source).is_dir() and not self.live:
             self._images = sorted(
@@ -74,11 +75,11 @@ class FrameSource:
                 return
 
     def _open(self) -> cv2.VideoCapture:
-        video = cv2.VideoCapture(int(self.name) if self.live else self.name)
+        video = cv2.VideoCapture(int(self.name) if self.name.isdecimal() else self.name)
         if not video.isOpened():
             raise SourceError(
-                f"camera {self.name} cannot be opened: check that it is plugged in, that "
-                f"/dev/video{self.name} may be read (group video), and that nobody else uses it"
+                f"camera {self.name} cannot be opened: check that it is there, that you may read "
+                "it (/dev/video*: group video), and that nobody else uses it"
                 if self.live
                 else f"{self.name} is no video that OpenCV can open: check the file"
             )

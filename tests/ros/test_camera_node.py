@@ -90,7 +90,7 @@ def test_a_damaged_image_on_the_way_ends_it_with_what_was_sent(graph: Any, tmp_p
         cv2.imwrite(str(tmp_path / f"{number}.png"), np.zeros((6, 10, 3), np.uint8))
     (tmp_path / "1.png").write_bytes(b"damaged")
     process = graph.start("camera_node", source=tmp_path, loop=False)
-    assert process.process.wait(60) == 0
+    assert process.process.wait(60) == 1
     assert "1.png cannot be decoded" in process.output and "1 frames sent" in process.output
 
 

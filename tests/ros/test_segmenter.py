@@ -192,6 +192,37 @@ def test_frames_lost_in_transport_are_known_by_their_numbers(
         scene.runtime.turns.release()
 
 
+def test_what_the_camera_sends_to_an_inactive_node_is_not_lost(
+    stepped: Any, wait: Any, image_message: Any
+) -> None:
+    scene = stepped()
+    for _ in range(9):
+        scene.runtime.turns.release()
+    scene.node._on_frame(image_message(), {"publication_sequence_number": 3})
+    wait(lambda: scene.node._counts.totals()["labelled"] == 1)
+    scene.graph.transition("deactivate")
+    scene.graph.transition("activate")
+    for number in (40, 41, 43):
+        scene.node._on_frame(image_message(), {"publication_sequence_number": number})
+    assert scene.node._counts.totals()["lost_transport"] == 1
+
+
+def test_an_activation_that_raises_is_said_and_can_be_tried_again(
+    stepped: Any, wait: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = stepped()
+    scene.graph.transition("deactivate")
+    with monkeypatch.context() as broken:
+        broken.setattr(scene.node, "_subscribe", lambda _: 1 / 0)
+        scene.graph.transition("activate")
+        wait(lambda: "activation failed: ZeroDivisionError" in scene.graph.status().message)
+    scene.graph.wait_for_state("unconfigured")
+    assert scene.runtime.closed
+    scene.graph.transition("configure")
+    scene.graph.transition("activate")
+    scene.graph.wait_for_state("active")
+
+
 def test_the_budget_is_judged(stepped: Any, wait: Any, image_message: Any) -> None:
     scene = stepped(latency_budget_ms=1)
     scene.images.publish(image_message())
