@@ -4,12 +4,11 @@
 import os
 from pathlib import Path
 
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
-
-from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 
 SEGMENT = Path(__file__).with_name("segment.launch.py")
 PROFILE = Path(__file__).parents[1] / "config" / "fastdds.xml"
