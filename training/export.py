@@ -224,7 +224,7 @@ def export(
             scores = evaluate_labels(
                 read_model_info(draft), pair_files(frames, truth), camvid.VOID, size
             )
-            source["scores"] = {"data": f"{frames.parent.name}, truth's own size", **scores}
+            source["scores"] = {"data": f"CamVid {frames.parent.name}", **scores}
         write()
         read_model_info(draft)
         os.replace(draft, out)

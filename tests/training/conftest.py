@@ -72,7 +72,9 @@ def config(tmp_path: Path, small_camvid: Path) -> Callable[..., list[str]]:
             "trainer.logger.init_args.version": 0,
             "trainer.callbacks": "lightning.pytorch.callbacks.ModelCheckpoint",
             "trainer.callbacks.dirpath": tmp_path / run,
-            "trainer.callbacks.save_last": True,
+            "trainer.callbacks.filename": "last",
+            "trainer.callbacks.save_on_train_epoch_end": True,
+            "trainer.callbacks.enable_version_counter": False,
             **{key.replace("__", "."): value for key, value in overrides.items()},
         }
         return ["fit", *(f"--{key}={value}" for key, value in options.items())]
