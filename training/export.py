@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pickle
 import sys
 from collections.abc import Sequence
 from itertools import islice
@@ -41,6 +42,10 @@ PARITY = 0.999
 FRAMES = 20
 #: Smaller tensors stay in float32: they are norms and biases, and few bytes.
 HALVED_FROM = 4096
+
+
+#: What torch.load raises for a file that is damaged, something else, or not there.
+_NOT_A_CHECKPOINT = (OSError, EOFError, RuntimeError, pickle.UnpicklingError)
 
 
 class ExportError(RuntimeError):
@@ -122,7 +127,7 @@ def load_network(checkpoint: Path) -> tuple[SegmenterSystem, dict[str, Any]]:
         system = SegmenterSystem.load_from_checkpoint(
             checkpoint, map_location="cpu", weights_only=True, weights=None, pretrained=False
         )
-    except (OSError, EOFError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (*_NOT_A_CHECKPOINT, KeyError, TypeError, ValueError) as error:
         raise ExportError(f"{checkpoint}: no checkpoint of this version: {error}") from error
     weights = run["recipe"].get("weights")
     run["recipe"]["weights"] = Path(weights).name if weights else None

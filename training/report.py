@@ -66,7 +66,7 @@ def draw_curves(curves: dict[str, Curve], classes: Sequence[str], out: Path) -> 
     twin.plot(*zip(*sorted(curves["val/miou"].items()), strict=True), "C0", label="val mIoU")
     twin.set(ylabel="val mIoU", ylim=(0, 1))
     lines = [*left.get_lines(), *twin.get_lines()]
-    left.legend(lines, [str(line.get_label()) for line in lines], loc="center right")
+    left.legend(lines, [str(line.get_label()) for line in lines], loc="upper right", framealpha=1)
     for i, name in enumerate(classes):
         curve = sorted(curves[f"val/iou_{name}"].items())
         right.plot(*zip(*curve, strict=True), color=plt.get_cmap("tab20")(i), label=name)
