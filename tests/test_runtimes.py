@@ -313,6 +313,23 @@ def test_openvino_compiles_in_the_precision_that_it_reports(model_factory, agree
         assert runtime.precision == "fp32"
 
 
+@pytest.mark.parametrize("faster", ["fp32", "bf16"])
+def test_openvino_takes_the_faster_precision_where_it_may_choose(
+    model_factory, monkeypatch, caplog, faster
+):
+    info = read_model_info(model_factory())
+    monkeypatch.setattr(open_vino, "bf16_forbidden", lambda *_: None)
+    monkeypatch.setattr(
+        open_vino,
+        "_fastest_run",
+        lambda runtime, image: 0.01 if runtime.precision == faster else 0.02,
+    )
+    with caplog.at_level("INFO"):
+        runtime = open_runtime(info, device="openvino")
+    assert runtime.precision == faster
+    assert f"{faster} takes 10.0 ms" in caplog.text
+
+
 # ONNX Runtime's GPU providers, as far as they go without a GPU
 
 
