@@ -83,7 +83,7 @@ def open_openvino(
     """Open in the faster of fp32 and, where the model may run in it, bf16.
 
     Processors with AMX or fast AVX-512 bf16 gain nearly half from it; others have the
-    instructions and lose (one Xeon here: 104 ms against 62 ms), so it is measured.
+    instructions and lose (one Xeon: 113 ms against 69 ms), so it is measured.
     """
     import openvino
 
