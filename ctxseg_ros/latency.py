@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-STAGES = ("total", "transport", "queue", "inference", "publish")
+STAGES = ("total", "transport", "queue", "preprocess", "inference", "postprocess", "publish")
 
 
 @dataclass
@@ -17,7 +17,9 @@ class FrameTimes:
     stamp: float | None = None
     received: float | None = None
     started: float | None = None
+    prepared: float | None = None
     inferred: float | None = None
+    finished: float | None = None
     published: float | None = None
 
     def stages(self) -> dict[str, float]:
@@ -26,8 +28,10 @@ class FrameTimes:
             "total": (self.stamp, self.published),
             "transport": (self.stamp, self.received),
             "queue": (self.received, self.started),
-            "inference": (self.started, self.inferred),
-            "publish": (self.inferred, self.published),
+            "preprocess": (self.started, self.prepared),
+            "inference": (self.prepared, self.inferred),
+            "postprocess": (self.inferred, self.finished),
+            "publish": (self.finished, self.published),
         }
         return {
             stage: (end - start) * 1e3
@@ -48,9 +52,8 @@ class LatencyWindow:
         """Frames held now, at most `size`."""
         return len(self._frames)
 
-    def add(self, times: FrameTimes) -> None:
-        """Add a frame; the oldest one leaves a full window."""
-        stages = times.stages()
+    def add(self, stages: dict[str, float]) -> None:
+        """Add a frame's `FrameTimes.stages`; the oldest one leaves a full window."""
         with self._lock:
             self._frames.append(stages)
 

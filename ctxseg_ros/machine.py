@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a measurement was made on: the machine, the libraries, the commit. Linux."""
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -52,6 +53,18 @@ def commit() -> str | None:
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def memory_mb() -> float:
+    """The memory (resident set, MB) that this process holds now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def trim_memory() -> None:
+    """Give memory that was freed back to the system, where the C library can (glibc)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def peak_memory_mb() -> float:

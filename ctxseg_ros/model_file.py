@@ -79,11 +79,7 @@ class ModelInfo:
     @cached_property
     def colours(self) -> NDArray[np.uint8]:
         """Colour by id, uint8 [256, 3], RGB, read-only. Ids without a class are black."""
-        table = np.zeros((256, 3), np.uint8)
-        for item in self.classes:
-            table[item.id] = item.colour
-        table.flags.writeable = False
-        return table
+        return colour_table(self.classes)
 
     def check_size(self, size: tuple[int, int]) -> None:
         """Raise ValueError, naming the sizes that fit, unless the model takes `size`."""
@@ -105,6 +101,15 @@ class ModelInfo:
         below = tuple(max(side // self.stride, 1) * self.stride for side in sides)
         above = tuple(max(-(-side // self.stride), 1) * self.stride for side in sides)
         return " or ".join(dict.fromkeys(f"{h}x{w}" for h, w in (below, above)))
+
+
+def colour_table(classes: Sequence[ClassInfo]) -> NDArray[np.uint8]:
+    """Colour by id, uint8 [256, 3], RGB, read-only. Ids without a class are black."""
+    table = np.zeros((256, 3), np.uint8)
+    for item in classes:
+        table[item.id] = item.colour
+    table.flags.writeable = False
+    return table
 
 
 def parse_size(text: str) -> tuple[int, int]:

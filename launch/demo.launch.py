@@ -43,7 +43,8 @@ ARGUMENTS = [
         "rviz",
         default_value="true",
         choices=["true", "false"],
-        description="show camera, overlay and labels in RViz",
+        description="show camera and labels in RViz, and /diagnostics in rqt_runtime_monitor where "
+        "that is installed",
     ),
 ]
 

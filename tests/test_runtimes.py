@@ -251,8 +251,8 @@ def test_auto_takes_the_best_and_says_why_not_the_better(info, no_gpu, caplog):
     precision, choice = caplog.messages
     assert precision.startswith("tiny: fp32, for the ")  # processor has no bf16, or the file says
     assert choice == (
-        "tiny at 32x48 runs on openvino (fp32)"
-        "; not tensorrt: no NVIDIA GPU with a working driver (nvidia-smi must list one)"
+        "tiny at 32x48 runs on openvino (fp32), "
+        "not tensorrt: no NVIDIA GPU with a working driver (nvidia-smi must list one)"
         "; not cuda: no NVIDIA GPU with a working driver (nvidia-smi must list one)"
     )
 
@@ -323,8 +323,8 @@ def test_openvino_takes_the_faster_precision_where_it_may_choose(
     monkeypatch.setattr(open_vino, "bf16_forbidden", lambda *_: None)
     monkeypatch.setattr(
         open_vino,
-        "_fastest_run",
-        lambda runtime, image: 0.01 if runtime.precision == faster else 0.02,
+        "fastest_ms",
+        lambda runtime: 10.0 if runtime.precision == faster else 20.0,
     )
     with caplog.at_level("INFO"):
         runtime = open_runtime(info, device="openvino")
@@ -445,7 +445,7 @@ def test_auto_prefers_tensorrt_in_fp16_and_announces_the_build(info, simulated_t
     building, built, chosen = caplog.messages
     assert "building a TensorRT engine for tiny" in building
     assert "took" in built and built.endswith("s to build")
-    assert chosen == "tiny at 32x48 runs on tensorrt (fp16)"
+    assert chosen == "tiny at 32x48 runs on tensorrt (fp16), the best there is"
     caplog.clear()
     open_runtime(info)
     assert caplog.messages == [chosen]

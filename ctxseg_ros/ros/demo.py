@@ -39,12 +39,12 @@ from ctxseg_ros import machine, render, store
 from ctxseg_ros.model_file import ModelFileError, ModelInfo
 from ctxseg_ros.ros import qos
 from ctxseg_ros.ros.diagnostics import CAUSES
-from ctxseg_ros.ros.images import image_to_rgb
+from ctxseg_ros.ros.images import read_rgb
 from ctxseg_ros.ros.source import FrameSource, SourceError
 from ctxseg_ros.runtimes import DEVICES
 
 POINTS = ("p50", "p95", "p99")
-STAGES = ("transport", "queue", "inference", "publish")
+STAGES = ("transport", "queue", "preprocess", "inference", "postprocess", "publish")
 PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 LIVE_SECONDS = 20.0
 READY_S = 900.0  # a TensorRT engine takes minutes to build
@@ -102,7 +102,7 @@ class Recorder(Node):
         self.recording.labels[_stamp(message)] = ((message.height, message.width), packed)
 
     def _on_image(self, message: Image) -> None:
-        bgr = cv2.cvtColor(image_to_rgb(message), cv2.COLOR_RGB2BGR)
+        bgr = cv2.cvtColor(read_rgb(message), cv2.COLOR_RGB2BGR)
         self.recording.pictures[_stamp(message)] = cv2.imencode(".jpg", bgr)[1]
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:

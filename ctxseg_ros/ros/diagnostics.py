@@ -1,19 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """What /diagnostics says: counters, rates, and one sentence that tells what to do."""
 
+import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
 
-CAUSES = ("queue", "malformed", "inference_error", "stale")
+from ctxseg_ros.ros import qos
+
+CAUSES = ("queue", "stale", "malformed", "out_of_order", "inference_error")
 """Why a frame that was received got no labels."""
 
+OK, WARN, ERROR, STALE = (
+    DiagnosticStatus.OK,
+    DiagnosticStatus.WARN,
+    DiagnosticStatus.ERROR,
+    DiagnosticStatus.STALE,
+)
 SILENCE_S = 2.0
 
 _IDLE = {
@@ -21,6 +30,7 @@ _IDLE = {
     "inactive": "inactive: activate the node",
     "finalized": "ended",
 }
+_SEVERITY = (OK, WARN, STALE, ERROR)  # the message's numbers have STALE last
 
 
 def status(
@@ -43,7 +53,8 @@ def array(node: Node, *statuses: DiagnosticStatus) -> DiagnosticArray:
 
 
 class FrameCounts:
-    """Counts frames by what became of them: `received`, `labelled`, `lost_transport`, and CAUSES.
+    """Counts frames by what became of them: `received`, `labelled`, `lost_transport`, CAUSES, and
+    what else was odd about them (`unstamped`, `camera_info_mismatched`).
 
     received = labelled + the causes + the frames still in work. Any thread may count. `sample` is
     called about once a second; `recent` and `rate` look back over the last few samples.
@@ -80,67 +91,147 @@ class FrameCounts:
         return self.recent()[what] / max(time.monotonic() - self._samples[0][0], 0.1)
 
 
+Finding = tuple[bytes, str]
+"""A level and a sentence that says what to do."""
+
+
+def worst(findings: Iterable[Finding]) -> Finding:
+    """The first of the most severe: OK, WARN, STALE, ERROR."""
+    return max(findings, key=lambda finding: _SEVERITY.index(finding[0]))
+
+
 @dataclass
-class Health:
-    """What the sentence is made from. `latency_p95_ms` is NaN while no frame was labelled."""
+class NodeHealth:
+    """What the node's own sentence is made from.
+
+    `failure`: why configure or a start value failed. `trouble`: why the model does not run where
+    it should; `broken`: it does not run at all. `needed_ms`: the budget that would hold.
+    """
 
     state: str
-    failure: str | None = None
+    failure: str = ""
+    trouble: str = ""
+    broken: bool = False
+    p95_ms: float = float("nan")
+    budget_ms: float = 0.0
+    needed_ms: float | None = None
+    input_size: str = ""
+
+    def findings(self) -> list[Finding]:
+        """What needs somebody, worst first; one that is OK where nothing does."""
+        if self.failure:
+            return [(ERROR, f"not configured: {self.failure}")]
+        if self.state != "active":
+            return [(OK, _IDLE[self.state])]
+        if self.broken:
+            return [(ERROR, self.trouble)]
+        found = []
+        if self.trouble:
+            found.append((WARN, f"{self.trouble}; mend the device, then set `device` again"))
+        if self.budget_ms and self.needed_ms is not None:
+            found.append(
+                (
+                    WARN,
+                    f"even {self.input_size}, the smallest of input_sizes, needs "
+                    f"{self.needed_ms:.0f} ms (95th percentile), the budget is "
+                    f"{self.budget_ms:g} ms: add a smaller size, take a faster device or model, "
+                    f"or set latency_budget_ms to {math.ceil(self.needed_ms)}",
+                )
+            )
+        elif self.budget_ms and self.p95_ms > self.budget_ms:
+            found.append(
+                (
+                    WARN,
+                    f"the 95th percentile of the latency is {self.p95_ms:.0f} ms at "
+                    f"{self.input_size}, the budget {self.budget_ms:g} ms",
+                )
+            )
+        return found
+
+
+@dataclass
+class CameraHealth:
+    """What an active camera's sentence is made from; `recent` counts the last seconds."""
+
+    topic: str
     blocked: str | None = None
-    topic: str = ""
     publishers: int = 0
     silence_s: float = 0.0
     last_error: str = ""
     recent: Counter[str] = field(default_factory=Counter)
+    rate_in_hz: float = 0.0
     rate_out_hz: float = 0.0
-    latency_p95_ms: float = float("nan")
-    budget_ms: float = 0.0
+    read_delay_ms: float = 0.0
     max_age_ms: float = 0.0
+    clock_offset_s: float | None = None
 
-    def judge(self) -> tuple[bytes, str]:
-        """Level and sentence: the first thing that needs somebody, worst first."""
-        recent = self.recent
-        if self.failure:
-            return DiagnosticStatus.ERROR, f"not configured: {self.failure}"
-        if self.state != "active":
-            return DiagnosticStatus.OK, _IDLE[self.state]
+    def findings(self) -> list[Finding]:
+        """What needs somebody, and last what is well."""
         if self.blocked:
-            return DiagnosticStatus.ERROR, self.blocked
+            return [(ERROR, self.blocked)]
         if self.silence_s > SILENCE_S:
-            if not self.publishers:
-                return (
-                    DiagnosticStatus.STALE,
-                    f"nobody publishes {self.topic}: start the camera or remap `image`",
-                )
-            return (
-                DiagnosticStatus.STALE,
-                f"no frame on {self.topic} for {self.silence_s:.0f} s though {self.publishers} "
-                "publish it: check the camera and the transport",
-            )
+            return [(STALE, self._silence())]
+        recent, topic = self.recent, self.topic
+        found: list[Finding] = []
         if recent["inference_error"]:
-            return (
-                DiagnosticStatus.ERROR,
-                f"inference failed on {recent['inference_error']} frames: {self.last_error}",
+            found.append(
+                (ERROR, f"{recent['inference_error']} frames of {topic} failed: {self.last_error}")
             )
         if recent["malformed"]:
-            level = DiagnosticStatus.WARN if recent["labelled"] else DiagnosticStatus.ERROR
-            return level, f"{recent['malformed']} malformed frames: {self.last_error}"
+            level = WARN if recent["labelled"] else ERROR
+            found.append((level, f"{recent['malformed']} malformed frames: {self.last_error}"))
         if recent["lost_transport"]:
-            return (
-                DiagnosticStatus.WARN,
-                f"{recent['lost_transport']} frames were lost in transport: give the camera's "
-                "process config/fastdds.xml too, or let it publish reliable",
+            found.append((WARN, self._loss()))
+        if self.clock_offset_s is not None:
+            side = "behind" if self.clock_offset_s > 0 else "ahead of"
+            found.append(
+                (
+                    WARN,
+                    f"the stamps of {topic} are {abs(self.clock_offset_s):.3g} s {side} this "
+                    "machine's clock, so ages count from the arrival: synchronise the clocks "
+                    "(chrony, PTP), or check use_sim_time",
+                )
             )
         if recent["stale"]:
-            return (
-                DiagnosticStatus.WARN,
-                f"{recent['stale']} frames were older than max_age_ms ({self.max_age_ms:g}): "
-                "check the camera's clock, or raise max_age_ms",
+            found.append(
+                (
+                    WARN,
+                    f"{recent['stale']} frames of {topic} were older than max_age_ms "
+                    f"({self.max_age_ms:g}): find what holds them up, or raise max_age_ms",
+                )
             )
-        if self.budget_ms and self.latency_p95_ms > self.budget_ms:
-            return (
-                DiagnosticStatus.WARN,
-                f"the 95th percentile of the latency is {self.latency_p95_ms:.0f} ms, the budget "
-                f"{self.budget_ms:g} ms: set smaller input_sizes, a faster device or model",
+        if recent["out_of_order"]:
+            found.append(
+                (
+                    WARN,
+                    f"{recent['out_of_order']} frames of {topic} were older than the one before: "
+                    "let only one publisher send there",
+                )
             )
-        return DiagnosticStatus.OK, f"{self.rate_out_hz:.1f} frames a second are labelled"
+        if recent["camera_info_mismatched"]:
+            found.append(
+                (WARN, f"camera_info and {topic} differ in size: remap both to one camera")
+            )
+        found.append((OK, f"{self.rate_out_hz:.1f} frames a second are labelled"))
+        return found
+
+    def _silence(self) -> str:
+        if not self.publishers:
+            return f"nobody publishes {self.topic}: start the camera or remap `image`"
+        return (
+            f"no frame on {self.topic} for {self.silence_s:.0f} s though {self.publishers} "
+            "publish it: check the camera and the transport"
+        )
+
+    def _loss(self) -> str:
+        lost = self.recent["lost_transport"]
+        # A reader's queue that is half full whenever it is looked at overflows.
+        if self.read_delay_ms * self.rate_in_hz > 1e3 * qos.FRAMES_DEPTH / 2:
+            return (
+                f"{self.topic} brings more frames than this node can read, {lost} were lost: "
+                f"lower the camera's rate to {self.rate_in_hz:.0f} Hz or its resolution"
+            )
+        return (
+            f"{lost} frames of {self.topic} were lost in transport: give the camera's process "
+            "config/fastdds.xml too, or let it publish reliable"
+        )

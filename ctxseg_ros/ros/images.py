@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sensor_msgs images to numpy and back, without a copy where the encoding allows it."""
+"""sensor_msgs images to RGB and back, without a copy where the encoding allows it."""
 
 import array
-from functools import cache
-from typing import Any, NoReturn
+import re
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple, NoReturn
 
 import cv2
 import numpy as np
@@ -11,16 +13,70 @@ from numpy.typing import NDArray
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-# encoding -> channels, and what makes it RGB (None: it is)
-_NATIVE: dict[str, tuple[int, int | None]] = {
-    "rgb8": (3, None),
-    "bgr8": (3, cv2.COLOR_BGR2RGB),
-    "rgba8": (4, cv2.COLOR_RGBA2RGB),
-    "bgra8": (4, cv2.COLOR_BGRA2RGB),
-    "mono8": (1, cv2.COLOR_GRAY2RGB),
+from ctxseg_ros.resize import resized
+
+
+class _Layout(NamedTuple):
+    """How the pixels of an encoding lie in `data`, and what makes RGB of them."""
+
+    channels: int
+    to_rgb: int | None  # cv2's conversion; None: it is RGB
+    bits: int = 8
+    interleaved: bool = True  # each pixel stands for itself, so it may be resized before
+    half_rows: int = 2  # rows in `data` for two rows of pixels
+    multiple: tuple[int, int] = (1, 1)  # of which height and width must be
+    least: tuple[int, int] = (1, 1)  # height and width
+
+
+_COLOURS = {
+    "rgb": _Layout(3, None),
+    "bgr": _Layout(3, cv2.COLOR_BGR2RGB),
+    "rgba": _Layout(4, cv2.COLOR_RGBA2RGB),
+    "bgra": _Layout(4, cv2.COLOR_BGRA2RGB),
+    "mono": _Layout(1, cv2.COLOR_GRAY2RGB),
+    # OpenCV names the pattern by the second row's second pixel: BG is RGGB. Below 3x3 it gives
+    # black.
+    "bayer_rggb": _Layout(1, cv2.COLOR_BayerBG2RGB, interleaved=False, least=(3, 3)),
+    "bayer_bggr": _Layout(1, cv2.COLOR_BayerRG2RGB, interleaved=False, least=(3, 3)),
+    "bayer_gbrg": _Layout(1, cv2.COLOR_BayerGR2RGB, interleaved=False, least=(3, 3)),
+    "bayer_grbg": _Layout(1, cv2.COLOR_BayerGB2RGB, interleaved=False, least=(3, 3)),
 }
-_DEPTH = ("16UC1", "16SC1", "32SC1", "32FC1", "64FC1")
-_PUBLISH = f"let the camera publish {', '.join(_NATIVE)}"
+_UYVY = _Layout(2, cv2.COLOR_YUV2RGB_UYVY, interleaved=False, multiple=(1, 2))
+_YUYV = _Layout(2, cv2.COLOR_YUV2RGB_YUY2, interleaved=False, multiple=(1, 2))
+_NV12 = _Layout(1, cv2.COLOR_YUV2RGB_NV12, interleaved=False, half_rows=3, multiple=(2, 2))
+_NV21 = _NV12._replace(to_rgb=cv2.COLOR_YUV2RGB_NV21)
+_LAYOUTS = {
+    **{f"{name}8": layout for name, layout in _COLOURS.items()},
+    **{f"{name}16": layout._replace(bits=16) for name, layout in _COLOURS.items()},
+    "yuv422": _UYVY,
+    "uyvy": _UYVY,
+    "yuv422_yuy2": _YUYV,
+    "yuyv": _YUYV,
+    "nv12": _NV12,
+    "nv21": _NV21,
+}
+ENCODINGS = tuple(_LAYOUTS)
+"""The encodings of an Image that are read, as sensor_msgs/image_encodings.hpp defines them."""
+
+_NUMBERS = re.compile(r"(8S|16U|16S|32S|32F|64F)C\d*")  # what depth comes in
+_NAMELESS = {"8UC1": "mono8", "8UC3": "rgb8 or bgr8", "8UC4": "rgba8 or bgra8"}
+_COLOUR_TOPIC = "remap `image` to the camera's colour topic"
+_WHOLE_FRAMES = "the camera driver must send whole frames"
+_SETTINGS = "check the camera's settings"
+_JPEG_OR_PNG = "send JPEG or PNG"
+
+_MAX_PIXELS = 2**28  # of a compressed frame, where a damaged header could ask for all the memory
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_JPEG_FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_SCAN_HEADER = 0xDA
+_JPEG_BARE = frozenset((0x01, *range(0xD0, 0xD8)))  # markers without a segment
+_JPEG_START_AND_END = frozenset((0xD8, 0xD9))
+_JPEG_SCALES = (
+    (8, cv2.IMREAD_REDUCED_COLOR_8),
+    (4, cv2.IMREAD_REDUCED_COLOR_4),
+    (2, cv2.IMREAD_REDUCED_COLOR_2),
+)
+_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB\x60\x82"
 
 
 class BadImage(ValueError):
@@ -31,72 +87,42 @@ def _refuse(cause: str, fix: str) -> NoReturn:
     raise BadImage(f"{cause}; {fix}")
 
 
-def check_image(message: Image) -> None:
-    """Raise BadImage unless the header, the encoding and the amount of data fit together."""
-    width, height, step = message.width, message.height, message.step
-    encoding, size = message.encoding, len(message.data)
-    if not width or not height:
-        _refuse(f"the frame is {width}x{height} and holds no pixel", "check the camera's settings")
-    if encoding in _DEPTH:
-        _refuse(
-            f"encoding {encoding} is depth or raw numbers, not colour",
-            "remap `image` to the camera's colour topic",
-        )
-    if encoding in _NATIVE:
-        row = width * _NATIVE[encoding][0]
-        if step < row:
-            _refuse(
-                f"step is {step}, but {width} pixels of {encoding} take {row} bytes",
-                "the camera driver must set step to the bytes of one row",
-            )
-    elif _cv_bridge() is None:
-        _refuse(
-            f"encoding {encoding!r} needs cv_bridge, which cannot be imported here",
-            f"{_PUBLISH}, or install it: sudo apt install ros-$ROS_DISTRO-cv-bridge",
-        )
-    if size < step * height:
-        _refuse(
-            f"data holds {size} bytes, but {height} rows of step {step} are {step * height}",
-            "the camera driver must send whole frames",
-        )
+def frame_size(message: Image | CompressedImage) -> tuple[int, int]:
+    """Height and width of the camera's frame; microseconds, as no pixel is touched.
+
+    Raises BadImage unless the header, the encoding and the amount of data fit together. What a
+    compressed frame has inside is known once it is decoded.
+    """
+    if isinstance(message, Image):
+        _check_raw(message)
+        return message.height, message.width
+    return _compressed_size(message)
 
 
-def image_to_rgb(message: Image) -> NDArray[np.uint8]:
-    """Pixels of an Image as uint8 [H, W, 3], RGB; for rgb8 a view on its data. Raises BadImage."""
-    check_image(message)
-    if message.encoding not in _NATIVE:
-        return _bridged(message)
-    channels, conversion = _NATIVE[message.encoding]
-    pixels: NDArray[np.uint8] = np.ndarray(
-        (message.height, message.width, channels),
-        np.uint8,
-        buffer=message.data,
-        strides=(message.step, channels, 1),
-    )
-    if conversion is None:
-        return pixels
-    return cv2.cvtColor(pixels, conversion)  # type: ignore[return-value]
+def read_rgb(
+    message: Image | CompressedImage,
+    size: tuple[int, int] | None = None,
+    out: NDArray[np.uint8] | None = None,
+) -> NDArray[np.uint8]:
+    """Pixels of a frame as uint8 [H, W, 3], RGB, at its own size or resized to (height, width).
 
-
-def compressed_to_rgb(message: CompressedImage) -> NDArray[np.uint8]:
-    """Pixels of a JPEG or PNG as uint8 [H, W, 3], RGB. Raises BadImage."""
-    if "compressedDepth" in message.format:
-        _refuse(
-            f"format {message.format!r} is depth, not colour",
-            "remap `image` to the camera's colour topic",
-        )
-    data = np.frombuffer(message.data, np.uint8)
-    # The camera's own orientation: camera_info and the frames of other nodes do not turn either.
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    At its own size rgb8 is a view on the message's data, with the rows' padding. With `size` the
+    result is C-contiguous; it goes into `out` if given, C-contiguous uint8 [height, width, 3]
+    (ValueError otherwise). 16 bits become 8; YUV is BT.601 of limited range; the EXIF orientation
+    is ignored, since camera_info does not turn either. Raises BadImage.
+    """
+    frame = frame_size(message)
     try:
-        pixels = cv2.imdecode(data, flags) if data.size else None
+        if isinstance(message, Image):
+            layout = _LAYOUTS[message.encoding]
+            pixels = _view(message, layout)
+        else:
+            layout = _LAYOUTS["bgr8"]
+            pixels = _decoded(message, frame, size or frame)
+        return _to_rgb(pixels, layout, size, out)
     except cv2.error as error:
-        raise BadImage(f"the image cannot be decoded: {error.err}; send JPEG or PNG") from error
-    if pixels is None:
-        _refuse(
-            f"{data.size} bytes of format {message.format!r} are no whole image", "send JPEG or PNG"
-        )
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
+        cause = " ".join(str(error).split())
+        raise BadImage(f"OpenCV cannot read the frame: {cause}; {_SETTINGS}") from error
 
 
 def to_image(header: Header, pixels: NDArray[np.uint8], encoding: str) -> Image:
@@ -114,22 +140,170 @@ def to_image(header: Header, pixels: NDArray[np.uint8], encoding: str) -> Image:
     )
 
 
-@cache
-def _cv_bridge() -> Any | None:
-    """A CvBridge, or None where cv_bridge is not installed or does not fit this NumPy."""
-    try:
-        from cv_bridge import CvBridge
+def _to_rgb(
+    pixels: NDArray,
+    layout: _Layout,
+    size: tuple[int, int] | None,
+    out: NDArray[np.uint8] | None,
+) -> NDArray[np.uint8]:
+    rgb8 = layout.bits == 8 and layout.to_rgb is None
+    if size is not None and layout.interleaved and not rgb8:
+        pixels = resized(pixels, size)  # before: there are fewer pixels to convert
+    if layout.bits == 16:
+        pixels = cv2.convertScaleAbs(pixels, alpha=255 / 65535)
+    if layout.to_rgb is not None:
+        pixels = cv2.cvtColor(pixels, layout.to_rgb)
+    if size is None and out is None:
+        return pixels
+    return resized(pixels, size or (pixels.shape[0], pixels.shape[1]), out)
 
-        return CvBridge()
-    except (ImportError, AttributeError):  # built for NumPy 1, it fails with either under NumPy 2
-        return None
+
+# Raw
 
 
-def _bridged(message: Image) -> NDArray[np.uint8]:
-    bridge = _cv_bridge()
-    try:
-        return bridge.imgmsg_to_cv2(message, desired_encoding="rgb8")  # type: ignore[union-attr]
-    except Exception as error:  # CvBridgeError, and NumPy's when the data do not fit the header
-        raise BadImage(
-            f"cv_bridge cannot make rgb8 of encoding {message.encoding!r}: {error}; {_PUBLISH}"
-        ) from error
+def _check_raw(message: Image) -> None:
+    width, height, step = message.width, message.height, message.step
+    if not width or not height:
+        _refuse(f"the frame is {width}x{height} and holds no pixel", _SETTINGS)
+    layout = _LAYOUTS.get(message.encoding)
+    if layout is None:
+        _refuse_encoding(message.encoding)
+    even, least = layout.multiple, layout.least
+    if height % even[0] or width % even[1]:
+        sides = "width" if even[0] == 1 else "width and height"
+        _refuse(f"{message.encoding} has an even {sides}, the frame is {width}x{height}", _SETTINGS)
+    if height < least[0] or width < least[1]:
+        _refuse(
+            f"{message.encoding} needs {least[1]}x{least[0]} pixels, the frame is {width}x{height}",
+            _SETTINGS,
+        )
+    row = width * layout.channels * layout.bits // 8
+    if step < row:
+        _refuse(
+            f"step is {step}, but {width} pixels of {message.encoding} take {row} bytes",
+            "the camera driver must set step to the bytes of one row",
+        )
+    rows, size = height * layout.half_rows // 2, len(message.data)
+    if size < step * rows:
+        _refuse(
+            f"data holds {size} bytes, but {rows} rows of step {step} are {step * rows}",
+            _WHOLE_FRAMES,
+        )
+
+
+def _refuse_encoding(encoding: str) -> NoReturn:
+    if _NUMBERS.fullmatch(encoding):
+        _refuse(f"encoding {encoding} is depth or raw numbers, not colour", _COLOUR_TOPIC)
+    if encoding in _NAMELESS:
+        _refuse(
+            f"encoding {encoding} does not say what its channels are",
+            f"let the camera publish {_NAMELESS[encoding]}",
+        )
+    _refuse(
+        f"encoding {encoding!r} is not known",
+        f"let the camera publish one of {', '.join(ENCODINGS)}",
+    )
+
+
+def _view(message: Image, layout: _Layout) -> NDArray:
+    """The data as [rows, width] or [rows, width, channels], copied only where OpenCV needs it."""
+    kind = np.dtype("u1" if layout.bits == 8 else ">u2" if message.is_bigendian else "<u2")
+    channels, item = layout.channels, kind.itemsize
+    rows = message.height * layout.half_rows // 2
+    pixels: NDArray = np.ndarray(
+        (rows, message.width, channels),
+        kind,
+        buffer=message.data,
+        strides=(message.step, channels * item, item),
+    )
+    if not kind.isnative or message.step % item:
+        pixels = pixels.astype(np.uint16)
+    return pixels if channels > 1 else pixels[:, :, 0]
+
+
+# Compressed
+
+
+def _compressed_size(message: CompressedImage) -> tuple[int, int]:
+    encoding = message.format.partition(";")[0]  # what was compressed, as image_transport says it
+    if "compressedDepth" in message.format or _NUMBERS.fullmatch(encoding):
+        _refuse(f"format {message.format!r} is depth, not colour", _COLOUR_TOPIC)
+    data = bytes(message.data)
+    if data.startswith(_JPEG_START):
+        height, width = _jpeg_size(data)
+    elif data.startswith(_PNG_START):
+        height, width = _png_size(data)
+    else:
+        _refuse(
+            f"{len(data)} bytes of format {message.format!r} are neither JPEG nor PNG", _JPEG_OR_PNG
+        )
+    if not 0 < height * width <= _MAX_PIXELS:
+        _refuse(f"the frame's header says {width}x{height}", _WHOLE_FRAMES)
+    return height, width
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    size = None
+    for marker, segment, after in _jpeg_segments(data):
+        if marker in _JPEG_FRAME_HEADERS and len(segment) >= 7:
+            size = struct.unpack_from(">HH", segment, 3)
+        # The decoder would fill up what is missing with grey. Not from the start: a thumbnail
+        # within a segment has an end of its own.
+        if marker == _JPEG_SCAN_HEADER and size and data.rfind(_JPEG_END, after) >= 0:
+            return size
+    _refuse(f"the JPEG of {len(data)} bytes is damaged or cut off", _WHOLE_FRAMES)
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
+    """Marker, segment and the position after it, of all whole segments up to the first scan."""
+    at, marker = len(_JPEG_START), 0
+    while marker != _JPEG_SCAN_HEADER and at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+        elif marker in _JPEG_BARE:
+            at += 2
+        else:
+            length = int.from_bytes(data[at + 2 : at + 4], "big")
+            after = at + 2 + length
+            if length < 2 or after > len(data) or marker in _JPEG_START_AND_END:
+                return
+            yield marker, data[at + 2 : after], after
+            at = after
+
+
+def _png_size(data: bytes) -> tuple[int, int]:
+    if data[12:16] != b"IHDR" or data.rfind(_PNG_END) < 0:
+        _refuse(f"the PNG of {len(data)} bytes is damaged or cut off", _WHOLE_FRAMES)
+    width, height = struct.unpack_from(">II", data, 16)
+    return height, width
+
+
+def _decoded(
+    message: CompressedImage, frame: tuple[int, int], size: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """The frame as BGR; of a JPEG no more than the scale that `size` needs, which is quicker."""
+    data = np.frombuffer(message.data, np.uint8)
+    scale, flags = 1, cv2.IMREAD_COLOR
+    if bytes(data[:2]) == _JPEG_START:
+        scale, flags = _jpeg_scale(frame, size)
+    pixels = cv2.imdecode(data, flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    if pixels is None or pixels.shape[:2] != (frame[0] // scale, frame[1] // scale):
+        _refuse(f"{data.size} bytes of format {message.format!r} cannot be decoded", _JPEG_OR_PNG)
+    return pixels  # type: ignore[return-value]
+
+
+def _jpeg_scale(frame: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """The smallest scale at which the frame has `size` or more, and its flag.
+
+    One that divides the frame: libjpeg fills the last block up, which would shift the pixels.
+    """
+    (height, width), (rows, columns) = frame, size
+    for scale, flag in _JPEG_SCALES:
+        if (
+            height % scale == width % scale == 0
+            and height >= scale * rows
+            and width >= scale * columns
+        ):
+            return scale, flag
+    return 1, cv2.IMREAD_COLOR

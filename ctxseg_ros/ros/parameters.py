@@ -1,16 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters that are checked at the door: a bad value is refused with what is allowed."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor, SetParametersResult
+from rcl_interfaces.msg import (
+    FloatingPointRange,
+    IntegerRange,
+    ParameterDescriptor,
+    SetParametersResult,
+)
 from rclpy.exceptions import InvalidParameterValueException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from ctxseg_ros.model_file import parse_size
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class Setting:
     allowed: str
     fixed: bool = False
     read_only: bool = False
-    limits: tuple[float, float] | None = None
+    limits: tuple[float, float] | tuple[int, int] | None = None
 
     def descriptor(self) -> ParameterDescriptor:
         """What `ros2 param describe` shows."""
@@ -40,7 +48,12 @@ class Setting:
         )
         if self.limits is not None:
             low, high = self.limits
-            descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high)]
+            if isinstance(low, int) and isinstance(high, int):
+                descriptor.integer_range = [IntegerRange(from_value=low, to_value=high, step=1)]
+            else:
+                descriptor.floating_point_range = [
+                    FloatingPointRange(from_value=low, to_value=high)
+                ]
         return descriptor
 
 
@@ -50,7 +63,6 @@ def number(
     high: float,
     description: str,
     *,
-    fixed: bool = False,
     read_only: bool = False,
 ) -> Setting:
     """A number from `low` to `high`, both included; whole numbers count as well."""
@@ -63,7 +75,19 @@ def number(
             raise ValueError(allowed)
         return float(value)
 
-    return Setting(default, description, check, allowed, fixed, read_only, (low, high))
+    return Setting(default, description, check, allowed, read_only=read_only, limits=(low, high))
+
+
+def integer(default: int, low: int, high: int, description: str) -> Setting:
+    """A whole number from `low` to `high`, both included."""
+    allowed = f"a whole number from {low} to {high}"
+
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError(allowed)
+        return value
+
+    return Setting(default, description, check, allowed, limits=(low, high))
 
 
 def choice(
@@ -85,9 +109,7 @@ def choice(
     return Setting(default, description, check, allowed, fixed, read_only)
 
 
-def text(
-    default: str, description: str, *, fixed: bool = False, read_only: bool = False
-) -> Setting:
+def text(default: str, description: str, *, read_only: bool = False) -> Setting:
     """Any text."""
 
     def check(value: Any) -> str:
@@ -95,12 +117,10 @@ def text(
             raise ValueError("text")
         return value
 
-    return Setting(default, description, check, "text", fixed, read_only)
+    return Setting(default, description, check, "text", read_only=read_only)
 
 
-def switch(
-    default: bool, description: str, *, fixed: bool = False, read_only: bool = False
-) -> Setting:
+def switch(default: bool, description: str, *, read_only: bool = False) -> Setting:
     """True or false."""
 
     def check(value: Any) -> bool:
@@ -108,12 +128,12 @@ def switch(
             raise ValueError("true or false")
         return value
 
-    return Setting(default, description, check, "true or false", fixed, read_only)
+    return Setting(default, description, check, "true or false", read_only=read_only)
 
 
-def sizes(description: str, *, fixed: bool = False, read_only: bool = False) -> Setting:
+def sizes(description: str) -> Setting:
     """A list of HxW; the value is a list of (height, width). Empty texts are left out."""
-    allowed = 'a list of HEIGHTxWIDTH, such as ["352x480"]'
+    allowed = 'a list of HEIGHTxWIDTH, such as ["352x480", "256x352"]'
 
     def check(value: Any) -> list[tuple[int, int]]:
         if isinstance(value, str) or not isinstance(value, Sequence):
@@ -124,7 +144,24 @@ def sizes(description: str, *, fixed: bool = False, read_only: bool = False) -> 
             raise ValueError(allowed) from None
 
     # An empty list would have no element type, and tools show it as bytes.
-    return Setting([""], description, check, allowed, fixed, read_only)
+    return Setting([""], description, check, allowed)
+
+
+def names(description: str, *, fixed: bool = False) -> Setting:
+    """A list of names that may stand in a topic, each once. Empty texts are left out."""
+    allowed = "a list of names of letters, digits and _, each once, such as [front, left]"
+
+    def check(value: Any) -> list[str]:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise ValueError(allowed)
+        found = [item for item in value if item != ""]
+        if not all(isinstance(item, str) and _NAME.fullmatch(item) for item in found):
+            raise ValueError(allowed)
+        if len(set(found)) < len(found):
+            raise ValueError(allowed)
+        return found
+
+    return Setting([""], description, check, allowed, fixed)
 
 
 class Settings:
@@ -135,11 +172,23 @@ class Settings:
     """
 
     def __init__(
-        self, node: Node, table: Mapping[str, Setting], locked: Callable[[], bool] = lambda: False
+        self,
+        node: Node,
+        table: Mapping[str, Setting],
+        locked: Callable[[], bool] = lambda: False,
+        check: Callable[[Mapping[str, Any]], None] = lambda _: None,
+        changed: Callable[[set[str]], None] = lambda _: None,
     ) -> None:
+        """`locked`: whether `fixed` settings may not change now. `check` gets all values as a
+        change would leave them, and raises ValueError, with the whole reason, to refuse it.
+        `changed` gets the names after a change. Neither is called for the start values.
+        """
         self._table = table
         self._locked = locked
+        self._check = check
+        self._changed = changed
         self._values: dict[str, Any] = {}
+        self._declared = False
         self.faults: dict[str, str] = {}
         node.add_on_set_parameters_callback(self._on_set)
         node.add_post_set_parameters_callback(self._after_set)
@@ -152,32 +201,47 @@ class Settings:
                     name, setting.default, setting.descriptor(), ignore_override=True
                 )
                 self.faults[name] = str(error)
+        self._declared = True
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
 
-    def _on_set(self, parameters: list[Parameter]) -> SetParametersResult:
+    def after(self, parameters: Sequence[Parameter]) -> dict[str, Any]:
+        """All values as they would be with these parameters set. Raises ValueError if one of them
+        is refused for itself."""
+        values = dict(self._values)
         for parameter in parameters:
             setting = self._table.get(parameter.name)
             if setting is None:  # use_sim_time, qos_overrides: rclpy's own
                 continue
             if setting.fixed and self._locked():
-                return SetParametersResult(
-                    successful=False,
-                    reason=f"{parameter.name} is fixed while the node is configured: "
-                    "deactivate and clean up the node first",
+                raise ValueError(
+                    f"{parameter.name} is fixed while the node is configured: "
+                    "deactivate and clean up the node first"
                 )
             try:
-                setting.check(parameter.value)
+                values[parameter.name] = setting.check(parameter.value)
             except ValueError as error:
-                return SetParametersResult(
-                    successful=False,
-                    reason=f"{parameter.name} must be {error}, not {parameter.value!r}",
-                )
+                raise ValueError(
+                    f"{parameter.name} must be {error}, not {parameter.value!r}"
+                ) from None
+        return values
+
+    def _on_set(self, parameters: list[Parameter]) -> SetParametersResult:
+        try:
+            values = self.after(parameters)
+            if self._declared:
+                self._check(values)
+        except ValueError as error:
+            return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
 
     def _after_set(self, parameters: list[Parameter]) -> None:
+        known = {item.name for item in parameters if item.name in self._table}
         for parameter in parameters:
-            if setting := self._table.get(parameter.name):
+            if parameter.name in known:
+                setting = self._table[parameter.name]
                 self._values[parameter.name] = setting.check(parameter.value)
                 self.faults.pop(parameter.name, None)
+        if known and self._declared:
+            self._changed(known)

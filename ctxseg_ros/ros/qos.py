@@ -23,6 +23,7 @@ DIAGNOSTICS = QoSProfile(reliability=ReliabilityPolicy.RELIABLE, depth=10)
 CAMERA_INFO = QoSProfile(reliability=ReliabilityPolicy.BEST_EFFORT, depth=5)
 CAMERA_INFO_OUTPUT = QoSProfile(reliability=ReliabilityPolicy.RELIABLE, depth=100)
 
+FRAMES_DEPTH = 10
 RELIABILITIES = ("auto", "reliable", "best_effort")
 
 
@@ -32,7 +33,7 @@ def frames(reliability: ReliabilityPolicy) -> QoSProfile:
     Deeper than 1, so that a frame that arrives while the executor is busy reaches the callback,
     which is cheap, and is counted there if a newer one replaces it.
     """
-    return QoSProfile(reliability=reliability, depth=10)
+    return QoSProfile(reliability=reliability, depth=FRAMES_DEPTH)
 
 
 def wanted_reliability(setting: str, publishers: Iterable[QoSProfile]) -> ReliabilityPolicy:

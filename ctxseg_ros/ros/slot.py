@@ -1,45 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a frame waits for the worker."""
+"""Where frames wait for the worker."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
-class LatestSlot(Generic[T]):
-    """Holds the newest item only: one thread puts, another iterates until `close`."""
+class LatestSlots(Generic[T]):
+    """A slot for each camera that holds its newest item only.
 
-    def __init__(self) -> None:
-        self._item: T | None = None
+    One thread puts, another iterates until `close`. Whose turn it is goes round: a camera that
+    was served waits until every other one that has an item was served.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._order = list(names)  # longest not served first
+        self._items: dict[str, T] = {}
         self._closed = False
         self._changed = threading.Condition()
 
-    def put(self, item: T) -> bool:
-        """Put the newest item. True: nobody took the one before, it is lost (or this one is, after
-        `close`)."""
+    def put(self, name: str, item: T) -> bool:
+        """Put a camera's newest item. True: nobody took the one before, it is lost (or this one
+        is, after `close`)."""
         with self._changed:
-            lost = self._item is not None or self._closed
+            lost = name in self._items or self._closed
             if not self._closed:
-                self._item = item
+                self._items[name] = item
                 self._changed.notify()
             return lost
 
-    def close(self) -> bool:
-        """End the iteration. True: an item was still waiting, it is lost."""
+    def close(self) -> list[str]:
+        """End the iteration; gives the cameras whose item was still waiting, it is lost."""
         with self._changed:
-            lost = self._item is not None
-            self._item = None
+            lost = list(self._items)
+            self._items.clear()
             self._closed = True
             self._changed.notify()
             return lost
 
-    def __iter__(self) -> Iterator[T]:
+    def wait_for_close(self, timeout_s: float) -> bool:
+        """Wait, for the thread that iterates; True if `close` came meanwhile."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._closed, timeout_s)
+
+    def __iter__(self) -> Iterator[tuple[str, T]]:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._item is not None or self._closed)
-                item, self._item = self._item, None
-            if item is None:
-                return
-            yield item
+                self._changed.wait_for(lambda: self._items or self._closed)
+                if self._closed:
+                    return
+                name = next(name for name in self._order if name in self._items)
+                item = self._items.pop(name)
+                self._order.remove(name)
+                self._order.append(name)
+            yield name, item
+            del item  # a frame is megabytes: not held while the next one is awaited

@@ -52,9 +52,12 @@ def open_runtime(
                 if device == "auto":
                     log.warning("device %s: %s", name, reason)
             else:
-                why = "".join(f"; not {other}: {why_not}" for other, why_not in reasons.items())
+                not_better = [f"not {other}: {why}" for other, why in reasons.items()]
+                asked = "the best there is" if device == "auto" else "asked for by name"
+                runtime.reason = "; ".join(not_better) or asked
                 log.info(
-                    f"{info.name} at {format_size(size)} runs on {name} ({runtime.precision}){why}"
+                    f"{info.name} at {format_size(size)} runs on {name} ({runtime.precision}), "
+                    f"{runtime.reason}"
                 )
                 return runtime
         reasons[name] = reason

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every runtime offers, and the checks that all of them share."""
 
+import time
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -9,6 +10,8 @@ from numpy.typing import NDArray
 
 from ctxseg_ros.model_file import ModelFileError, ModelInfo, format_size
 from ctxseg_ros.prediction import UNLABELLED, Prediction
+
+_TRIALS = 5  # runs to know a runtime's time
 
 
 class RuntimeUnavailable(RuntimeError):
@@ -23,6 +26,8 @@ class Runtime(Protocol):
     """tensorrt, cuda, openvino or cpu."""
     precision: str
     """fp32, bf16 or fp16."""
+    reason: str
+    """Why this device and not a better one, in words."""
     size: tuple[int, int]
     """Height, width of the images it takes."""
 
@@ -97,3 +102,15 @@ def pattern_image(size: tuple[int, int]) -> NDArray[np.uint8]:
         127 + 80 * np.sin(rows / 9) * np.cos(columns / 13) + 40 * ((rows + columns) // 32 % 2),
     )
     return np.clip(np.stack(planes, axis=-1) + noise, 0, 255).astype(np.uint8)
+
+
+def fastest_ms(runtime: Runtime) -> float:
+    """The fastest of a few runs: what else the machine does only ever adds to them."""
+    image = pattern_image(runtime.size)
+    runtime.run(image)
+    best = float("inf")
+    for _ in range(_TRIALS):
+        start = time.perf_counter()
+        runtime.run(image)
+        best = min(best, time.perf_counter() - start)
+    return best * 1e3

@@ -63,6 +63,8 @@ def why_not(device: str) -> str | None:
 class OnnxRuntime:
     """A model in an ONNX Runtime session at a fixed size; see `Runtime`."""
 
+    reason = ""
+
     def __init__(
         self,
         model: bytes,

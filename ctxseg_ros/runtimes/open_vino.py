@@ -3,19 +3,16 @@
 
 import importlib
 import logging
-import time
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ctxseg_ros.model_file import ModelInfo
 from ctxseg_ros.prediction import Prediction
-from ctxseg_ros.runtimes.base import check_image, pattern_image, to_prediction
+from ctxseg_ros.runtimes.base import check_image, fastest_ms, to_prediction
 
 BF16_LABEL_AGREEMENT = 0.995
 """The least share of pixels that must keep their label in bf16, as the export measured it."""
-
-_TRIALS = 5  # runs of each precision to choose between them, after one to warm up
 
 
 def why_not() -> str | None:
@@ -43,6 +40,7 @@ class OpenVinoRuntime:
     """A model compiled by OpenVINO at a fixed size and precision (fp32, bf16); see `Runtime`."""
 
     device = "openvino"
+    reason = ""
 
     def __init__(
         self, model: bytes, info: ModelInfo, size: tuple[int, int], precision: str = "fp32"
@@ -93,23 +91,11 @@ def open_openvino(
         log.info(f"{info.name}: fp32, for {reason}")
         return full
     half = OpenVinoRuntime(model, info, size, "bf16")
-    image = pattern_image(size)
-    seconds = {runtime: _fastest_run(runtime, image) for runtime in (full, half)}
-    faster, slower = sorted(seconds, key=lambda runtime: seconds[runtime])
+    costs_ms = {runtime: fastest_ms(runtime) for runtime in (full, half)}
+    faster, slower = sorted(costs_ms, key=lambda runtime: costs_ms[runtime])
     log.info(
-        f"{info.name}: {faster.precision} takes {1e3 * seconds[faster]:.1f} ms, "
-        f"{slower.precision} {1e3 * seconds[slower]:.1f} ms: {faster.precision} it is"
+        f"{info.name}: {faster.precision} takes {costs_ms[faster]:.1f} ms, "
+        f"{slower.precision} {costs_ms[slower]:.1f} ms: {faster.precision} it is"
     )
     slower.close()
     return faster
-
-
-def _fastest_run(runtime: OpenVinoRuntime, image: NDArray[np.uint8]) -> float:
-    """Seconds of the fastest of a few runs: what else the machine does only ever adds to them."""
-    runtime.run(image)
-    best = float("inf")
-    for _ in range(_TRIALS):
-        start = time.perf_counter()
-        runtime.run(image)
-        best = min(best, time.perf_counter() - start)
-    return best

@@ -11,8 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
@@ -27,6 +29,13 @@ from rclpy.qos import QoSProfile
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
+
+from ctxseg_ros import engine
+from ctxseg_ros.model_file import ModelInfo
+from ctxseg_ros.prediction import Prediction
+from ctxseg_ros.ros import worker
+from ctxseg_ros.ros.segmenter import SegmentNode
+from ctxseg_ros.runtimes import DEVICES
 
 ROOT = Path(__file__).resolve().parents[2]
 PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
@@ -247,6 +256,93 @@ def graph_with(tmp_path: Path) -> Iterator[Callable[..., Graph]]:
     yield make
     for graph in graphs:
         graph.close()
+
+
+class Stage:
+    """What the runtimes of a node in this process do, as the test says."""
+
+    def __init__(self) -> None:
+        self.opened: list[FakeRuntime] = []
+        self.costs_ms: dict[tuple[int, int], float] = {}  # of a size, else no time
+        self.device = "cpu"  # where auto goes
+        self.errors: dict[str, Exception] = {}  # by device: what each run raises
+        self.open_errors: dict[str, Exception] = {}  # by device: what opening raises
+        self.stepping = False  # each run waits for a turn
+        self.turns = threading.Semaphore(0)
+        self.running = threading.Event()
+
+    def open(
+        self, info: ModelInfo, size: tuple[int, int] | None, device: str, log: object
+    ) -> "FakeRuntime":
+        device = self.device if device == "auto" else device
+        if device in self.open_errors:
+            raise self.open_errors[device]
+        self.opened.append(FakeRuntime(self, info, size or info.size, device))
+        return self.opened[-1]
+
+
+class FakeRuntime:
+    """A runtime on a stage: labels of 0, or of the number of its opening."""
+
+    precision = "fp32"
+    reason = "a test's"
+
+    def __init__(self, stage: Stage, info: ModelInfo, size: tuple[int, int], device: str) -> None:
+        self.info, self.size, self.device = info, size, device
+        self.closed = False
+        self.runs = 0
+        self._stage = stage
+
+    def run(self, image: np.ndarray) -> Prediction:
+        stage = self._stage
+        assert not self.closed and image.shape == (*self.size, 3)
+        self.runs += 1
+        if stage.stepping:
+            stage.running.set()
+            stage.turns.acquire()
+            stage.running.clear()
+        time.sleep(stage.costs_ms.get(self.size, 0.0) / 1e3)
+        if self.device in stage.errors:
+            raise stage.errors[self.device]
+        plane = np.zeros(self.size, np.uint8)
+        return Prediction(labels=plane, confidence=plane.copy())
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    """A stage on which every node of this process opens its models."""
+    stage = Stage()
+    monkeypatch.setattr(engine, "open_runtime", stage.open)
+    monkeypatch.setattr(engine, "fastest_ms", lambda item: stage.costs_ms.get(item.size, 1.0))
+    there = dict.fromkeys(DEVICES, "not on this stage")
+    monkeypatch.setattr(worker, "devices", lambda: there | {"openvino": None, "cpu": None})
+    yield stage
+    stage.stepping = False
+    stage.turns.release(1000)  # no worker stays behind
+
+
+@pytest.fixture
+def scene(
+    graph_with: Callable[..., Graph], model_factory: Callable[..., Path], stage: Stage
+) -> Callable[..., SimpleNamespace]:
+    """make(**parameters) -> an active node of this process, its graph, its stage, and publishers
+    by camera."""
+
+    def make(**parameters: Any) -> SimpleNamespace:
+        parameters.setdefault("model", model_factory())
+        graph = graph_with(**parameters)
+        node = graph.add(SegmentNode())
+        graph.wait_for_state("active")
+        publishers = {
+            name: graph.publisher(Image, f"{name}/image" if name else "image")
+            for name in node._cameras
+        }
+        return SimpleNamespace(graph=graph, node=node, stage=stage, publishers=publishers)
+
+    return make
 
 
 def image_message(

@@ -15,7 +15,7 @@ from lifecycle_msgs.srv import ChangeState
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from ctxseg_ros.ros.images import image_to_rgb
+from ctxseg_ros.ros.images import read_rgb
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def images(running: Any) -> Any:
 
 def expected_labels(message: Image) -> np.ndarray:
     """What the tiny model of four classes gives for a frame of its own size."""
-    total = image_to_rgb(message).sum(axis=2, dtype=int)
+    total = read_rgb(message).sum(axis=2, dtype=int)
     return np.searchsorted([191.25, 382.5, 573.75], total, side="left").astype(np.uint8)
 
 
@@ -56,7 +56,7 @@ def test_labels_have_the_frames_header_and_size(
         assert (output.height, output.width, output.step) == (32, 48, 48)
         assert output.encoding == "mono8"
     np.testing.assert_array_equal(pixels(labels[-1]), expected_labels(message))
-    mean = image_to_rgb(message).mean(axis=2)
+    mean = read_rgb(message).mean(axis=2)
     assert np.abs(pixels(confidence[-1]).astype(int) - np.floor(mean)).max() <= 1
 
 
@@ -79,7 +79,7 @@ def test_colour_and_overlay_come_while_somebody_looks(
     labels = expected_labels(message)
     expected = np.dstack([labels, 255 - labels, 7 * labels])  # the tiny model's colours
     np.testing.assert_array_equal(pixels(color[-1]), expected)
-    blend = (expected.astype(float) + image_to_rgb(message)) / 2
+    blend = (expected.astype(float) + read_rgb(message)) / 2
     assert np.abs(pixels(overlay[-1]) - blend).max() <= 1
     assert color[-1].encoding == overlay[-1].encoding == "rgb8"
     assert color[-1].header == overlay[-1].header == message.header
@@ -141,7 +141,7 @@ def test_diagnostics_name_model_device_and_figures(running: Any, images: Any, wa
     values = running.values()
     assert values["model"] == "tiny" and len(values["model_sha256"]) == 64
     assert (values["device"], values["precision"], values["input_size"]) == ("cpu", "fp32", "32x48")
-    assert "runs on cpu" in values["device_reason"]
+    assert values["device_reason"] == "asked for by name"
     assert values["classes"].startswith("0 class 0, 1 class 1")
     for stage in ("latency", "transport", "queue", "inference", "publish"):
         for point in ("p50", "p95", "p99"):
@@ -156,7 +156,16 @@ def test_diagnostics_name_model_device_and_figures(running: Any, images: Any, wa
         ("min_confidence", -0.1, "0"),
         ("latency_budget_ms", "fast", "a number from 0 to 60000"),
         ("input_reliability", "perhaps", "auto, reliable, best_effort"),
-        ("model", "another", "clean up"),
+        ("model", "another", "no model is called 'another'"),
+        ("device", "gpu", "auto, tensorrt, cuda, openvino, cpu"),
+        ("input_sizes", ["33x48"], "multiples of 16"),
+        ("input_sizes", ["32x48", "64x96"], "largest to the smallest"),
+        ("input_sizes", ["wide"], "HEIGHTxWIDTH"),
+        ("label_groups", "missing.yaml", "missing.yaml"),
+        ("attention_head", 64, "-1 to 63"),
+        ("attention_mass", 0.0, "0.01 to 1"),
+        ("max_age_ms", -1, "0 to 60000"),
+        ("cameras", ["front"], "clean up"),
         ("image_transport", "compressed", "clean up"),
         ("autostart", False, "read-only"),
         ("class_names", ["mine"], "cannot be set"),
@@ -283,7 +292,7 @@ def test_compressed_input_and_a_truncated_frame(
     images = graph.publisher(CompressedImage, "image/compressed")
     labels = graph.collect(Image, "/segment/labels")
     frame = image_message()
-    data = cv2.imencode(".png", cv2.cvtColor(image_to_rgb(frame), cv2.COLOR_RGB2BGR))[1].tobytes()
+    data = cv2.imencode(".png", cv2.cvtColor(read_rgb(frame), cv2.COLOR_RGB2BGR))[1].tobytes()
     message = CompressedImage(header=frame.header, format="rgb8; png compressed", data=data)
     wait(lambda: labels or images.publish(message) or time.sleep(0.2))
     assert labels[-1].header == frame.header

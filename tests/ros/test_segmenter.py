@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node inside this process, with a runtime whose pace and faults the test sets."""
+"""The node inside this process, on a stage whose pace and faults the test sets."""
 
 import threading
 from collections.abc import Callable
@@ -15,65 +15,36 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from ctxseg_ros import store
-from ctxseg_ros.model_file import ModelInfo
-from ctxseg_ros.prediction import Prediction
-from ctxseg_ros.ros import segmenter
+from ctxseg_ros import render
+from ctxseg_ros.ros import outputs, segmenter
 from ctxseg_ros.ros.segmenter import SegmentNode
+from ctxseg_ros.ros.stream import CameraStream
 from ctxseg_ros.runtimes import RuntimeUnavailable
 
 
-@dataclass
-class SteppedRuntime:
-    """Waits for the test before each frame; raises what the test says."""
-
-    info: ModelInfo
-    device = "cpu"
-    precision = "fp32"
-    size = (32, 48)
-
-    def __post_init__(self) -> None:
-        self.turns = threading.Semaphore(0)
-        self.running = threading.Event()
-        self.error: Exception | None = None
-        self.closed = False
-
-    def run(self, image: np.ndarray) -> Prediction:
-        self.running.set()
-        self.turns.acquire()
-        self.running.clear()
-        if self.error is not None:
-            raise self.error
-        plane = np.zeros(self.size, np.uint8)
-        return Prediction(labels=plane, confidence=plane)
-
-    def close(self) -> None:
-        self.closed = True
-
-
 @pytest.fixture
-def stepped(
-    graph_with: Callable[..., Any],
-    model_factory: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., Any]:
-    """make(**parameters) -> an active node of this process, its graph and its runtime."""
+def stepped(scene: Callable[..., Any]) -> Callable[..., Any]:
+    """make(**parameters) -> a scene whose runtime waits for the test before each frame."""
 
     def make(**parameters: Any) -> Any:
-        graph = graph_with(model=model_factory(), **parameters)
-        runtime = SteppedRuntime(store.load(model_factory()))
-        monkeypatch.setattr(segmenter, "open_runtime", lambda *_: runtime)
-        node = graph.add(SegmentNode())
-        graph.wait_for_state("active")
-        return SimpleNamespace(
-            graph=graph, node=node, runtime=runtime, images=graph.publisher(Image, "image")
-        )
+        made = scene(**parameters)
+        made.stage.stepping = True
+        made.images = made.publishers[""]
+        return made
 
     return make
 
 
+def stream(node: SegmentNode) -> CameraStream:
+    return node._cameras[""][0]
+
+
+def wanted(node: SegmentNode) -> set[str]:
+    return node._cameras[""][1].wanted()
+
+
 def received(scene: Any, count: int, wait: Any) -> None:
-    wait(lambda: scene.node._counts.totals()["received"] == count)
+    wait(lambda: stream(scene.node).counts.totals()["received"] == count)
 
 
 def test_only_the_newest_frame_is_labelled_and_the_others_are_counted(
@@ -81,35 +52,19 @@ def test_only_the_newest_frame_is_labelled_and_the_others_are_counted(
 ) -> None:
     scene = stepped()
     labels = scene.graph.collect(Image, "/segment/labels")
-    wait(lambda: scene.node._labels.get_subscription_count())
+    wait(lambda: "labels" in wanted(scene.node))
     scene.images.publish(image_message(stamp=1))
-    wait(scene.runtime.running.is_set)  # 1 is in work: 2 to 5 come meanwhile
+    wait(scene.stage.running.is_set)  # 1 is in work: 2 to 5 come meanwhile
     for number in range(2, 6):
         scene.images.publish(image_message(stamp=number))
         received(scene, number, wait)
     for _ in range(2):
-        scene.runtime.turns.release()
+        scene.stage.turns.release()
     wait(lambda: len(labels) == 2)
     assert [message.header.stamp.sec for message in labels] == [1, 5]
     counts = scene.graph.counts()
     assert (counts["frames_received"], counts["frames_labelled"]) == (5, 2)
     assert counts["dropped_queue"] == 3
-
-
-def test_an_inference_that_raises_is_counted_and_the_next_frame_is_labelled(
-    stepped: Any, wait: Any, image_message: Any
-) -> None:
-    scene = stepped()
-    scene.runtime.error = RuntimeError("the GPU is lost")
-    scene.images.publish(image_message())
-    scene.runtime.turns.release()
-    wait(lambda: scene.graph.counts()["dropped_inference_error"] == 1)
-    wait(lambda: scene.graph.status().level == DiagnosticStatus.ERROR)
-    assert "the GPU is lost" in scene.graph.status().message
-    scene.runtime.error = None
-    scene.images.publish(image_message())
-    scene.runtime.turns.release()
-    wait(lambda: scene.graph.counts()["frames_labelled"] == 1)
 
 
 def test_a_frame_older_than_max_age_is_dropped_before_inference(
@@ -118,9 +73,9 @@ def test_a_frame_older_than_max_age_is_dropped_before_inference(
     scene = stepped(max_age_ms=10000)
     scene.images.publish(image_message(stamp=1000))
     wait(lambda: scene.graph.counts()["dropped_stale"] == 1)
-    assert not scene.runtime.running.is_set()
+    assert not scene.stage.running.is_set()
     scene.images.publish(image_message())
-    scene.runtime.turns.release()
+    scene.stage.turns.release()
     wait(lambda: scene.graph.counts()["frames_labelled"] == 1)
 
 
@@ -131,7 +86,7 @@ def test_a_frame_without_a_stamp_is_timed_from_its_arrival(
     message = image_message()
     message.header.stamp.sec = message.header.stamp.nanosec = 0
     scene.images.publish(message)
-    scene.runtime.turns.release()
+    scene.stage.turns.release()
     wait(lambda: scene.graph.counts()["frames_labelled"] == 1)
     assert float(scene.graph.values()["transport_p50_ms"]) == 0
 
@@ -141,12 +96,12 @@ def test_deactivate_waits_for_the_frame_in_work_and_counts_the_one_behind(
 ) -> None:
     scene = stepped()
     labels = scene.graph.collect(Image, "/segment/labels")
-    wait(lambda: scene.node._labels.get_subscription_count())
+    wait(lambda: "labels" in wanted(scene.node))
     scene.images.publish(image_message(stamp=1))
-    wait(scene.runtime.running.is_set)
+    wait(scene.stage.running.is_set)
     scene.images.publish(image_message(stamp=2))
     received(scene, 2, wait)
-    release = threading.Timer(0.5, scene.runtime.turns.release)
+    release = threading.Timer(0.5, scene.stage.turns.release)
     release.start()
     assert scene.graph.transition("deactivate")
     release.join()
@@ -154,27 +109,28 @@ def test_deactivate_waits_for_the_frame_in_work_and_counts_the_one_behind(
     counts = scene.graph.counts()
     assert (counts["frames_labelled"], counts["dropped_queue"]) == (1, 1)
     wait(lambda: [message.header.stamp.sec for message in labels] == [1])
-    assert scene.graph.transition("cleanup") and scene.runtime.closed
+    assert scene.graph.transition("cleanup") and scene.stage.opened[0].closed
 
 
 def test_colour_and_overlay_are_not_computed_while_nobody_looks(
     stepped: Any, wait: Any, image_message: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
-    render = SimpleNamespace(
+    fake = SimpleNamespace(
+        Legend=render.Legend,
         colour_map=lambda *_: calls.append("colour") or np.zeros((32, 48, 3), np.uint8),
         overlay=lambda *_: calls.append("overlay") or np.zeros((32, 48, 3), np.uint8),
     )
-    monkeypatch.setattr(segmenter, "render", render)
+    monkeypatch.setattr(outputs, "render", fake)
     scene = stepped()
     scene.images.publish(image_message())
-    scene.runtime.turns.release()
+    scene.stage.turns.release()
     wait(lambda: scene.graph.counts()["frames_labelled"] == 1)
     assert calls == []
     scene.graph.collect(Image, "/segment/overlay")
-    wait(lambda: scene.node._overlay.get_subscription_count())
+    wait(lambda: "overlay" in wanted(scene.node))
     scene.images.publish(image_message())
-    scene.runtime.turns.release()
+    scene.stage.turns.release()
     wait(lambda: scene.graph.counts()["frames_labelled"] == 2)
     wait(lambda: calls == ["overlay"])
 
@@ -184,12 +140,12 @@ def test_frames_lost_in_transport_are_known_by_their_numbers(
 ) -> None:
     scene = stepped()
     for number in (3, 4, 7, 8, 1, 2):  # 5 and 6 are lost; then another publisher counts
-        scene.node._on_frame(image_message(), {"publication_sequence_number": number})
+        stream(scene.node)._on_frame(image_message(), {"publication_sequence_number": number})
     wait(lambda: scene.graph.values()["lost_transport"] == "2")
-    scene.node._on_frame(image_message(), {"publication_sequence_number": None})
+    stream(scene.node)._on_frame(image_message(), {"publication_sequence_number": None})
     wait(lambda: scene.graph.values()["lost_transport"] == "unknown")
     for _ in range(9):
-        scene.runtime.turns.release()
+        scene.stage.turns.release()
 
 
 def test_what_the_camera_sends_to_an_inactive_node_is_not_lost(
@@ -197,14 +153,14 @@ def test_what_the_camera_sends_to_an_inactive_node_is_not_lost(
 ) -> None:
     scene = stepped()
     for _ in range(9):
-        scene.runtime.turns.release()
-    scene.node._on_frame(image_message(), {"publication_sequence_number": 3})
-    wait(lambda: scene.node._counts.totals()["labelled"] == 1)
+        scene.stage.turns.release()
+    stream(scene.node)._on_frame(image_message(), {"publication_sequence_number": 3})
+    wait(lambda: stream(scene.node).counts.totals()["labelled"] == 1)
     scene.graph.transition("deactivate")
     scene.graph.transition("activate")
     for number in (40, 41, 43):
-        scene.node._on_frame(image_message(), {"publication_sequence_number": number})
-    assert scene.node._counts.totals()["lost_transport"] == 1
+        stream(scene.node)._on_frame(image_message(), {"publication_sequence_number": number})
+    assert stream(scene.node).counts.totals()["lost_transport"] == 1
 
 
 def test_an_activation_that_raises_is_said_and_can_be_tried_again(
@@ -213,11 +169,11 @@ def test_an_activation_that_raises_is_said_and_can_be_tried_again(
     scene = stepped()
     scene.graph.transition("deactivate")
     with monkeypatch.context() as broken:
-        broken.setattr(scene.node, "_subscribe", lambda _: 1 / 0)
+        broken.setattr(CameraStream, "open", lambda _: 1 / 0)
         scene.graph.transition("activate")
         wait(lambda: "activation failed: ZeroDivisionError" in scene.graph.status().message)
     scene.graph.wait_for_state("unconfigured")
-    assert scene.runtime.closed
+    assert scene.stage.opened[0].closed
     scene.graph.transition("configure")
     scene.graph.transition("activate")
     scene.graph.wait_for_state("active")
@@ -226,8 +182,8 @@ def test_an_activation_that_raises_is_said_and_can_be_tried_again(
 def test_the_budget_is_judged(stepped: Any, wait: Any, image_message: Any) -> None:
     scene = stepped(latency_budget_ms=1)
     scene.images.publish(image_message())
-    wait(scene.runtime.running.is_set)
-    threading.Timer(0.1, scene.runtime.turns.release).start()
+    wait(scene.stage.running.is_set)
+    threading.Timer(0.1, scene.stage.turns.release).start()
     wait(lambda: scene.graph.status().level == DiagnosticStatus.WARN)
     assert "budget 1 ms" in scene.graph.status().message
 
@@ -242,29 +198,17 @@ def test_the_budget_is_judged(stepped: Any, wait: Any, image_message: Any) -> No
 def test_a_runtime_that_does_not_open_is_said(
     graph_with: Callable[..., Any],
     model_factory: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
+    stage: Any,
     wait: Any,
     error: Exception,
     said: str,
 ) -> None:
-    def refuse(*_: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(segmenter, "open_runtime", refuse)
+    stage.open_errors["cpu"] = error
     graph = graph_with(model=model_factory())
     graph.add(SegmentNode())
     wait(lambda: graph.status() and graph.status().level == DiagnosticStatus.ERROR)
     assert said in graph.status().message
     assert graph.state() == "unconfigured"
-
-
-def test_attention_models_are_refused(
-    graph_with: Callable[..., Any], model_factory: Callable[..., Path], wait: Any
-) -> None:
-    graph = graph_with(model=model_factory(task="attention"))
-    graph.add(SegmentNode())
-    wait(lambda: graph.status() and graph.status().level == DiagnosticStatus.ERROR)
-    assert "gives attention" in graph.status().message
 
 
 def test_without_autostart_it_waits_for_a_manager(
@@ -304,7 +248,7 @@ class LabelInfo:
     header: Header = field(default_factory=Header)
 
 
-def test_label_info_names_the_classes_at_each_activation(
+def test_label_info_names_the_classes_and_follows_every_change(
     graph_with: Callable[..., Any],
     model_factory: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
@@ -319,8 +263,11 @@ def test_label_info_names_the_classes_at_each_activation(
     assert published[0].class_map == [VisionClass(i, f"class {i}") for i in range(4)]
     assert published[0].threshold == 0.25
     assert published[0].header.stamp.sec > 0
-    assert graph.transition("deactivate") and graph.transition("activate")
-    assert len(published) == 2
+    assert graph.set("min_confidence", 0.5)[0]
+    assert published[-1].threshold == 0.5
+    assert graph.set("model", str(model_factory(classes=2)))[0]
+    assert [item.class_name for item in published[-1].class_map] == ["class 0", "class 1"]
+    assert len(published) == 3
 
 
 def test_label_info_is_latched(
@@ -342,7 +289,7 @@ def test_a_service_is_answered_while_a_frame_is_in_work(
 ) -> None:
     scene = stepped()
     scene.images.publish(image_message())
-    wait(scene.runtime.running.is_set)
+    wait(scene.stage.running.is_set)
     assert scene.graph.get("device") == "auto"
-    assert scene.runtime.running.is_set()
-    scene.runtime.turns.release()
+    assert scene.stage.running.is_set()
+    scene.stage.turns.release()

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The segmenter's reports for /diagnostics: one on the node, and one on each named camera."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.node import Node
+
+from ctxseg_ros import machine
+from ctxseg_ros.latency import LatencyWindow
+from ctxseg_ros.model_file import format_size
+from ctxseg_ros.ros import diagnostics
+from ctxseg_ros.ros.diagnostics import CAUSES, OK, CameraHealth, Finding, NodeHealth
+from ctxseg_ros.ros.parameters import Settings
+from ctxseg_ros.ros.stream import CameraStream
+from ctxseg_ros.ros.worker import Running
+
+NODE_VALUES = {
+    "state": "of the lifecycle",
+    "model": "name in the model file",
+    "model_sha256": "of the model file",
+    "task": "`semantic`, `clusters` or `attention`",
+    "classes": "id and name of each class, after `label_groups`",
+    "device": "where the model runs now",
+    "device_reason": "why not on a better one",
+    "precision": "fp32, bf16 or fp16",
+    "input_size": "of the model now, HxW",
+    "input_sizes": "all it may take, each with its time at configure",
+    "latency_budget_ms": "as set; 0: none",
+    "needed_budget_ms": "what the smallest size would need, where it breaks the budget",
+    "memory_mb": "resident memory of the process",
+}
+COUNTS = {
+    "rate_in_hz": "frames received a second",
+    "rate_out_hz": "frames labelled a second",
+    "frames_received": "since configure, as all counts",
+    "frames_labelled": "those whose labels were published",
+    "lost_transport": "gaps in the publisher's numbers; unknown with several publishers",
+    "dropped_queue": "a newer frame came while the model was busy",
+    "dropped_stale": "older than `max_age_ms` before inference",
+    "dropped_malformed": "could not be read; message and log say why",
+    "dropped_out_of_order": "older than a frame before it",
+    "dropped_inference_error": "the model failed on it",
+    "unstamped": "frames with stamp 0; their age counts from the arrival",
+    "camera_info_mismatched": "CameraInfo of another size than its frame",
+}
+CAMERA_VALUES = {
+    "topic": "of the frames",
+    "input_encoding": "of the newest frame",
+    "clock_offset_ms": "this machine's clock minus the camera's, where that is off",
+    "read_delay_ms": "from arrival in the process to the callback, median of the last second",
+}
+LATENCIES = {
+    "latency": "camera stamp to published labels",
+    "transport": "stamp to callback",
+    "queue": "callback to worker",
+    "preprocess": "decoding, scaling to the model's size",
+    "inference": "the model alone",
+    "postprocess": "labels to the camera's size, groups, `min_confidence`",
+    "publish": "labels and confidence",
+}
+"""Each as `_p50_ms`, `_p95_ms` and `_p99_ms`, over the last 500 frames."""
+
+
+def statuses(
+    node: Node,
+    state: str,
+    failure: str,
+    running: Running | None,
+    streams: Sequence[CameraStream],
+    latency: LatencyWindow,
+    settings: Settings,
+) -> list[DiagnosticStatus]:
+    """ "NODE: labels" on all that the node does, and "NODE: CAMERA" on each named camera.
+
+    The node's level and sentence are those of the worst thing found, here or at a camera.
+    """
+    budget_ms = settings["latency_budget_ms"]
+    health = NodeHealth(state, failure, budget_ms=budget_ms)
+    values: dict[str, Any] = {"state": state}
+    if running is not None:
+        _add_running(running, health, values)
+    values |= {
+        "latency_budget_ms": f"{budget_ms:g}",
+        "memory_mb": f"{machine.memory_mb():.1f}",
+        **_counts(streams),
+        **_latencies(latency),
+    }
+    findings = health.findings()
+    of_cameras: dict[str, list[Finding]] = {}
+    if state == "active":
+        of_cameras = {item.name: _camera_health(item, settings).findings() for item in streams}
+        if not health.broken:
+            findings += [item for found in of_cameras.values() for item in found]
+    if len(streams) == 1 and not streams[0].name:
+        values |= _camera(streams[0])
+    level, message = diagnostics.worst(findings)
+    result = [diagnostics.status(node, "labels", level, message, values)]
+    if running is not None:
+        result[0].hardware_id = running.engine.device
+    for stream in streams:
+        if stream.name:
+            level, message = diagnostics.worst(of_cameras.get(stream.name, [(OK, state)]))
+            entries = {**_camera(stream), **_counts([stream]), **_latencies(stream.latency)}
+            result.append(diagnostics.status(node, stream.name, level, message, entries))
+    return result
+
+
+def _add_running(running: Running, health: NodeHealth, values: dict[str, Any]) -> None:
+    engine, controller = running.engine, running.controller
+    runtime = engine.runtimes[controller.index]
+    health.trouble, health.broken = running.trouble, running.broken
+    health.p95_ms, health.needed_ms = controller.p95_ms, controller.needed_ms
+    health.input_size = format_size(runtime.size)
+    sizes = zip(engine.runtimes, engine.costs_ms, strict=True)
+    values |= {
+        "model": engine.info.name,
+        "model_sha256": engine.info.sha256,
+        "task": engine.info.task,
+        "classes": ", ".join(f"{item.id} {item.name}" for item in engine.classes),
+        "device": runtime.device,
+        "device_reason": running.trouble or engine.runtimes[0].reason,
+        "precision": runtime.precision,
+        "input_size": health.input_size,
+        "input_sizes": ", ".join(f"{format_size(item.size)} {ms:.1f} ms" for item, ms in sizes),
+        "needed_budget_ms": "" if health.needed_ms is None else math.ceil(health.needed_ms),
+    }
+
+
+def _camera_health(stream: CameraStream, settings: Settings) -> CameraHealth:
+    return CameraHealth(
+        topic=stream.topic,
+        blocked=stream.blocked,
+        publishers=stream.publishers,
+        silence_s=stream.silence_s,
+        last_error=stream.last_error,
+        recent=stream.counts.recent(),
+        rate_in_hz=stream.counts.rate("received"),
+        rate_out_hz=stream.counts.rate("labelled"),
+        read_delay_ms=stream.read_delay_ms,
+        max_age_ms=settings["max_age_ms"],
+        clock_offset_s=stream.clock.offset_s,
+    )
+
+
+def _camera(stream: CameraStream) -> dict[str, Any]:
+    offset_s = stream.clock.offset_s
+    return {
+        "topic": stream.topic,
+        "input_encoding": stream.encoding,
+        "clock_offset_ms": "" if offset_s is None else f"{offset_s * 1e3:.0f}",
+        "read_delay_ms": f"{stream.read_delay_ms:.1f}",
+    }
+
+
+def _counts(streams: Sequence[CameraStream]) -> dict[str, Any]:
+    totals: Counter[str] = sum((stream.counts.totals() for stream in streams), Counter())
+    known = all(stream.gaps_known for stream in streams)
+    return {
+        "rate_in_hz": f"{sum(stream.counts.rate('received') for stream in streams):.2f}",
+        "rate_out_hz": f"{sum(stream.counts.rate('labelled') for stream in streams):.2f}",
+        "frames_received": totals["received"],
+        "frames_labelled": totals["labelled"],
+        "lost_transport": totals["lost_transport"] if known else "unknown",
+        **{f"dropped_{cause}": totals[cause] for cause in CAUSES},
+        "unstamped": totals["unstamped"],
+        "camera_info_mismatched": totals["camera_info_mismatched"],
+    }
+
+
+def _latencies(window: LatencyWindow) -> dict[str, str]:
+    return {
+        f"{'latency' if stage == 'total' else stage}_{point}_ms": f"{ms:.2f}"
+        for stage, points in window.percentiles().items()
+        for point, ms in points.items()
+    }

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parameters of segment_node: defaults, ranges, descriptions."""
+
+from ctxseg_ros.ros import qos
+from ctxseg_ros.ros.parameters import (
+    Setting,
+    choice,
+    integer,
+    names,
+    number,
+    sizes,
+    switch,
+    text,
+)
+from ctxseg_ros.runtimes import DEVICES
+
+SETTINGS: dict[str, Setting] = {
+    "model": text("segmenter_tiny", "Name of a shipped model, or path of an .onnx file"),
+    "device": choice("auto", ("auto", *DEVICES), "Where the model runs"),
+    "input_sizes": sizes(
+        "Sizes at which the model may run, largest first; the largest that holds "
+        "latency_budget_ms does. Empty: the model's own",
+    ),
+    "latency_budget_ms": number(
+        0.0, 0.0, 60000.0, "Camera stamp to published labels, 95th percentile; 0: only report it"
+    ),
+    "max_age_ms": number(
+        0.0, 0.0, 60000.0, "An older frame is dropped before inference; 0: none is"
+    ),
+    "min_confidence": number(
+        0.0, 0.0, 1.0, "Pixels whose class is less probable become 255 (unlabelled)"
+    ),
+    "label_groups": text("", "Path of a YAML that regroups the model's classes; empty: none"),
+    "attention_mass": number(
+        0.6, 0.01, 1.0, "Share of the attention that ~/attention_mask holds (attention models)"
+    ),
+    "attention_head": integer(
+        -1, -1, 63, "Head in ~/attention and its mask; -1: mean of all (attention models)"
+    ),
+    "overlay_alpha": number(0.5, 0.0, 1.0, "Opacity of the colours in ~/overlay"),
+    "cameras": names(
+        "Namespaces of cameras that share the model, as in [front, left]: their frames come from "
+        "front/image, their labels go to ~/front/labels. Empty: one camera, on `image`",
+        fixed=True,
+    ),
+    "image_transport": choice(
+        "raw",
+        ("raw", "compressed"),
+        "raw: Image on `image`; compressed: CompressedImage (JPEG, PNG) on `image/compressed`",
+        fixed=True,
+    ),
+    "input_reliability": choice(
+        "auto", qos.RELIABILITIES, "QoS asked for; auto: what the publishers of `image` offer"
+    ),
+    "autostart": switch(
+        True,
+        "Configure and activate at the start; false where a lifecycle manager does it",
+        read_only=True,
+    ),
+}

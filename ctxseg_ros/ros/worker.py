@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The thread that labels: takes the newest frames, infers, publishes, and recovers from faults."""
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from rclpy.impl.rcutils_logger import RcutilsLogger
+
+from ctxseg_ros.budget import Move, SizeController
+from ctxseg_ros.engine import Engine, open_engine
+from ctxseg_ros.latency import FrameTimes, LatencyWindow
+from ctxseg_ros.model_file import format_size
+from ctxseg_ros.recovery import Recovery
+from ctxseg_ros.ros.images import BadImage, read_rgb
+from ctxseg_ros.ros.outputs import THROTTLE_S, CameraOutputs
+from ctxseg_ros.ros.parameters import Settings
+from ctxseg_ros.ros.slot import LatestSlots
+from ctxseg_ros.ros.stream import CameraStream, Frame
+from ctxseg_ros.runtimes import devices
+
+
+class InferenceFailed(RuntimeError):
+    """A runtime raised: the device is lost, out of memory, or the like."""
+
+
+@dataclass(eq=False)
+class Running:
+    """What labels the frames now.
+
+    `home`: the device it was opened on. `trouble`: why it does not run there. `broken`: it does
+    not run at all, the worker is trying to open it again.
+    """
+
+    engine: Engine
+    controller: SizeController
+    recovery: Recovery
+    home: str
+    trouble: str = ""
+    broken: bool = False
+
+    @classmethod
+    def start(cls, engine: Engine, budget_ms: float) -> "Running":
+        """An engine that has not run a frame yet."""
+        there = [name for name, why_not in devices().items() if why_not is None]
+        return cls(
+            engine,
+            SizeController(engine.costs_ms, budget_ms),
+            Recovery(engine.device, [name for name in there if name != engine.device]),
+            engine.device,
+        )
+
+
+class Worker:
+    """Labels frames from `slots` until they are closed.
+
+    What runs may be replaced at any time with `use`: that holds from the next frame on, and what
+    ran before is freed with the last frame that it labelled.
+    """
+
+    def __init__(
+        self,
+        running: Running,
+        slots: LatestSlots[Frame],
+        cameras: Mapping[str, tuple[CameraStream, CameraOutputs]],
+        latency: LatencyWindow,
+        settings: Settings,
+        log: RcutilsLogger,
+        library_log: logging.Logger,
+    ) -> None:
+        self.running = running
+        self._replacing = threading.Lock()
+        self._latency = latency
+        self._slots = slots
+        self._cameras = cameras
+        self._settings = settings
+        self._log = log
+        self._library_log = library_log
+        self._buffer = np.empty((0, 0, 3), np.uint8)
+        self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
+        self._thread.start()
+
+    def use(self, running: Running, instead_of: Running | None = None) -> bool:
+        """Label with this from the next frame on; False if `instead_of` is given and has been
+        replaced already."""
+        with self._replacing:
+            if instead_of is not None and self.running is not instead_of:
+                return False
+            self.running = running
+            return True
+
+    def join(self, timeout_s: float | None) -> bool:
+        """Wait for the frame in work, after `slots` were closed. False: it took too long."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        for name, frame in self._slots:
+            stream, outputs = self._cameras[name]
+            running = self.running
+            try:
+                self._label(frame, stream, outputs, running)
+            except BadImage as error:
+                self._drop(stream, "malformed", f"{stream.topic}: {error}")
+            except InferenceFailed as error:
+                self._drop(stream, "inference_error", f"inference failed: {error}")
+                self._recover(running, str(error))
+            except Exception as error:  # a fault of ours or of ROS: the next frame may do
+                self._drop(stream, "inference_error", f"{type(error).__name__}: {error}")
+            # Else what was replaced would be held until the next frame.
+            del frame, running
+
+    def _label(
+        self, frame: Frame, stream: CameraStream, outputs: CameraOutputs, running: Running
+    ) -> None:
+        started = time.monotonic()
+        max_age_ms = self._settings["max_age_ms"]
+        if max_age_ms and (started - frame.stamp) * 1e3 > max_age_ms:
+            stream.counts.add("stale")
+            return
+        times = FrameTimes(frame.stamp, frame.received, started)
+        engine, controller = running.engine, running.controller
+        runtime = engine.runtimes[controller.index]
+        pixels = read_rgb(frame.message, runtime.size, self._input(runtime.size))
+        times.prepared = time.monotonic()
+        try:
+            prediction = runtime.run(pixels)
+        except Exception as error:  # each library raises its own kinds
+            raise InferenceFailed(f"{type(error).__name__}: {error}") from error
+        times.inferred = time.monotonic()
+        prediction = engine.finish(prediction, *frame.size, self._settings["min_confidence"])
+        times.finished = time.monotonic()
+        wanted = outputs.wanted()
+        outputs.publish_labels(frame, prediction, wanted)
+        times.published = time.monotonic()
+        stages = times.stages()
+        stream.latency.add(stages)
+        self._latency.add(stages)
+        stream.counts.add("labelled")
+        running.recovery.frame_done(engine.device)
+        move = controller.observe(times.published, stages["total"], stages["inference"])
+        if move is not None:
+            self._log_move(engine, move)
+        try:
+            if "camera_info" in wanted:
+                self._publish_camera_info(frame, stream, outputs)
+            outputs.publish_pictures(frame, prediction, engine, wanted)
+        except Exception as error:  # the labels are out: as a frame it is no failure
+            self._log.error(f"beside the labels: {error}", throttle_duration_sec=THROTTLE_S)
+
+    def _input(self, size: tuple[int, int]) -> NDArray[np.uint8]:
+        if self._buffer.shape[:2] != size:
+            self._buffer = np.empty((*size, 3), np.uint8)
+        return self._buffer
+
+    def _log_move(self, engine: Engine, move: Move) -> None:
+        sizes = [format_size(runtime.size) for runtime in engine.runtimes]
+        why = "breaks" if move.end > move.start else "leaves room in"
+        self._log.info(
+            f"input size {sizes[move.start]} -> {sizes[move.end]}: a latency of "
+            f"{move.p95_ms:.0f} ms (95th percentile) {why} the budget of "
+            f"{self._settings['latency_budget_ms']:g} ms, {move.expected_ms:.0f} ms is expected"
+        )
+
+    def _publish_camera_info(
+        self, frame: Frame, stream: CameraStream, outputs: CameraOutputs
+    ) -> None:
+        info = stream.camera_info
+        if info is None:
+            return
+        if (info.height, info.width) != frame.size:
+            stream.counts.add("camera_info_mismatched")
+            self._log.warning(
+                f"camera_info is for {info.width}x{info.height}, the frames of {stream.topic} are "
+                f"{frame.size[1]}x{frame.size[0]}: remap `camera_info` to the same camera",
+                throttle_duration_sec=THROTTLE_S,
+            )
+            return
+        outputs.publish_camera_info(frame.message.header, info)
+
+    def _drop(self, stream: CameraStream, cause: str, error: str) -> None:
+        stream.drop(cause, error)
+        self._log.error(error, throttle_duration_sec=THROTTLE_S)
+
+    # Faults
+
+    def _recover(self, failed: Running, error: str) -> None:
+        """Open the model again, here or on another device, until it opens or somebody else did."""
+        reason = f"inference failed on {failed.engine.device}: {error}"
+        while True:
+            wait_s, device = failed.recovery.next()
+            failed.broken = True
+            failed.trouble = f"{reason}; opening it again on {device}"
+            self._log.error(failed.trouble + (f" in {wait_s:g} s" if wait_s else ""))
+            if self._slots.wait_for_close(wait_s) or self.running is not failed:
+                return
+            failed.engine.close()  # first: perhaps it is memory that is short
+            spec = failed.engine.spec
+            try:
+                engine = open_engine(dataclasses.replace(spec, device=device), self._library_log)
+            except Exception as refusal:  # whatever a library raises: the next attempt may do
+                reason = f"the model does not open on {device}: {' '.join(str(refusal).split())}"
+                continue
+            # Its spec is what was asked for: setting `device` to that again asks for it anew.
+            mended = Running(
+                dataclasses.replace(engine, spec=spec),
+                SizeController(engine.costs_ms, self._settings["latency_budget_ms"]),
+                failed.recovery,
+                failed.home,
+            )
+            if engine.device != failed.home:
+                mended.trouble = f"{reason}; it runs on {engine.device} instead of {failed.home}"
+                self._log.warning(mended.trouble)
+            if not self.use(mended, instead_of=failed):
+                engine.close()
+            return

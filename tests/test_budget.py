@@ -1,0 +1,367 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The controller of the input size, fed by hand and by a simulated camera and worker."""
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from ctxseg_ros.budget import Move, SizeController
+
+GOOD, LATE, HICCUP = 10.0, 150.0, 2000.0
+RATES_HZ = (0.2, 1.0, 5.0, 15.0, 30.0, 60.0, 200.0)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A frame that got labels."""
+
+    time_s: float
+    index: int
+    latency_ms: float
+    move: Move | None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A camera and a worker that always takes the newest frame; the others are lost.
+
+    latency = transport + wait for the worker + costs_ms[index] x load x jitter + overhead
+    """
+
+    costs_ms: tuple[float, ...]
+    rate_hz: float = 30.0
+    load: Callable[[float], float] = lambda t: 1.0
+    transport_ms: Callable[[float], float] = lambda t: 3.0
+    overhead_ms: float = 2.0
+    jitter: float = 0.0
+
+    def run(self, controller: SizeController | None, frames: int, index: int = 0) -> list[Labelled]:
+        """`frames` frames of the camera; without a controller all of them at `index`."""
+        noise = random.Random(0)
+        stamps = [k / self.rate_hz for k in range(frames)]
+        arrivals = [stamp + self.transport_ms(stamp) / 1e3 for stamp in stamps]
+        done: list[Labelled] = []
+        newest, free = 0, 0.0
+        while newest < frames:
+            while newest + 1 < frames and arrivals[newest + 1] <= free:
+                newest += 1
+            start = max(free, arrivals[newest])
+            if controller is not None:
+                index = controller.index
+            factor = self.load(start) * noise.uniform(1 - self.jitter, 1 + self.jitter)
+            inference = self.costs_ms[index] * factor
+            free = start + (inference + self.overhead_ms) / 1e3
+            latency = (free - stamps[newest]) * 1e3
+            move = None if controller is None else controller.observe(free, latency, inference)
+            done.append(Labelled(free, index, latency, move))
+            newest += 1
+        return done
+
+
+def moves(done: list[Labelled]) -> list[tuple[int, int]]:
+    return [(frame.move.start, frame.move.end) for frame in done if frame.move]
+
+
+def late(done: list[Labelled], budget_ms: float) -> int:
+    return sum(frame.latency_ms > budget_ms for frame in done)
+
+
+class Feed:
+    """Frames by hand: `inference_ms` of their latency is inference."""
+
+    def __init__(self, controller: SizeController, period_s: float = 1 / 30) -> None:
+        self.controller, self.period_s, self.now_s = controller, period_s, 0.0
+
+    def __call__(self, latency_ms: float, count: int = 1, inference_ms: float = 5.0) -> list[Move]:
+        found = []
+        for _ in range(count):
+            self.now_s += self.period_s
+            move = self.controller.observe(self.now_s, latency_ms, inference_ms)
+            found += [move] if move else []
+        return found
+
+    def until_climb(self, limit: int = 100_000) -> int:
+        """How many good frames it takes until it climbs."""
+        for count in range(1, limit):
+            if self(GOOD):
+                return count
+        raise AssertionError("it never climbed")
+
+
+def at_bottom(period_s: float = 1 / 30) -> Feed:
+    """Two sizes, just moved from the larger to the smaller; a larger one is expected to hold."""
+    feed = Feed(SizeController((20.0, 10.0), 100.0), period_s)
+    assert [(move.start, move.end) for move in feed(LATE, 3)] == [(0, 1)]
+    return feed
+
+
+# One run to read
+
+
+def test_a_load_that_comes_and_goes():
+    def load(now_s: float) -> float:
+        return 2.5 if 20 <= now_s < 40 else 1.0
+
+    scene = Scene(costs_ms=(90.0, 60.0, 30.0, 10.0), rate_hz=10.0, load=load)
+    controller = SizeController(scene.costs_ms, budget_ms=100.0)
+    told = [
+        f"{frame.time_s:.1f} s: {frame.move.start} -> {frame.move.end}, "
+        f"p95 {frame.move.p95_ms:.0f} ms, expected {frame.move.expected_ms:.0f} ms"
+        for frame in scene.run(controller, 1000)
+        if frame.move
+    ]
+    assert told == [
+        # It starts at index 1: 90 ms of inference would leave 10 ms for the rest.
+        "20.6 s: 1 -> 2, p95 184 ms, expected 94 ms",
+        "46.1 s: 2 -> 1, p95 35 ms, expected 65 ms",
+    ]
+
+
+# The start
+
+
+@pytest.mark.parametrize(
+    ("costs", "budget", "index"),
+    [
+        ((80, 40), 100, 0),
+        ((81, 40), 100, 1),
+        ((300, 200), 100, 1),  # nothing fits: the smallest
+        ((300, 200), 0, 0),
+        ((300,), 100, 0),
+    ],
+)
+def test_it_starts_at_the_largest_size_that_leaves_room(costs, budget, index):
+    controller = SizeController(costs, budget)
+    assert controller.index == index
+    assert math.isnan(controller.p95_ms)
+    assert controller.needed_ms is None
+
+
+@pytest.mark.parametrize("costs", [(), (10, 0), (10, -1), (10, math.nan), (math.inf, 10)])
+def test_costs_must_be_times(costs):
+    with pytest.raises(ValueError, match="costs_ms must be positive"):
+        SizeController(costs, 100)
+
+
+@pytest.mark.parametrize("budget", [-1, math.nan, math.inf])
+def test_the_budget_must_be_a_time(budget):
+    with pytest.raises(ValueError, match="budget_ms must be 0 or more"):
+        SizeController((10,), budget)
+
+
+def test_without_a_budget_it_stays():
+    controller = SizeController((300.0, 10.0), 0)
+    feed = Feed(controller)
+    assert feed(1e6, 1000) == []
+    assert (controller.index, controller.p95_ms, controller.needed_ms) == (0, 1e6, None)
+
+
+# Down
+
+
+@pytest.mark.parametrize("good_before", [0, 1, 30, 1000])
+def test_the_third_late_frame_in_a_row_moves_it(good_before):
+    feed = Feed(SizeController((20.0, 10.0), 100.0))
+    assert feed(GOOD, good_before) == []
+    assert feed(LATE, 2) == []
+    assert feed(GOOD, 60) == []
+    assert feed(LATE, 2) == []
+    (move,) = feed(LATE)
+    assert move[:3] == (0, 1, LATE)
+    assert move.expected_ms == pytest.approx(LATE - 5.0 / 2)
+
+
+def test_the_frame_that_waited_behind_the_larger_size_is_not_judged():
+    feed = Feed(SizeController((40.0, 20.0, 10.0), 100.0))
+    assert feed(LATE, 3, inference_ms=140.0)[0].end == 1
+    assert feed(LATE, 3) == []
+    assert feed(LATE)[0].end == 2
+
+
+def test_right_after_a_climb_three_late_frames_move_it():
+    feed = at_bottom()
+    feed.until_climb()
+    assert feed(LATE, 2) == []
+    assert len(feed(LATE)) == 1
+
+
+@given(st.lists(st.booleans() | st.just(False), max_size=400))
+def test_it_moves_when_late_frames_in_a_row_or_one_in_20_and_more(frames):
+    def broken(seen: list[bool]) -> bool:
+        """The rule by its words: some last frames hold more than 4 late ones beyond one in 20."""
+        if seen[-3:] == [True] * 3:
+            return True
+        return any(20 * sum(seen[-n:]) - n > 80 for n in range(1, len(seen) + 1))
+
+    feed = Feed(SizeController((20.0, 10.0), 100.0))
+    for end, is_late in enumerate(frames, start=1):
+        moved = bool(feed(LATE if is_late else GOOD))
+        assert moved == broken(frames[:end])
+        if moved:
+            break
+
+
+def test_one_frame_in_20_may_be_late_for_ever_one_in_10_not():
+    feed = Feed(SizeController((20.0, 10.0), 100.0))
+    for _ in range(1000):
+        assert feed(HICCUP) == feed(GOOD, 19) == []
+    # Each ten frames add half a late frame to the one at once: the eighth is the first beyond 4.
+    assert [bool(feed(HICCUP) + feed(GOOD, 9)) for _ in range(8)] == [False] * 7 + [True]
+
+
+@pytest.mark.parametrize(
+    ("inference", "fixed", "end"),
+    [
+        (98.0, 4.0, 1),  # expected 78 + 4
+        (98.0, 12.0, 1),  # 78 + 12: just the margin
+        (98.0, 13.0, 2),
+        (195.0, 10.0, 3),
+        (900.0, 10.0, 4),  # 45 + 10
+        (98.0, 95.0, 4),  # no size mends what is not inference
+    ],
+)
+def test_it_moves_to_the_largest_size_that_is_expected_to_hold(inference, fixed, end):
+    costs = [49.0, 39.0, 24.5, 10.0, 2.45]
+    controller = SizeController(costs, 100.0)
+    (move,) = Feed(controller)(inference + fixed, 3, inference_ms=inference)
+    assert (move.end, controller.index) == (end, end)
+    assert move.expected_ms == pytest.approx(inference * costs[end] / costs[0] + fixed)
+    assert (move.expected_ms <= 90.0 + 1e-9) == (end < 4 or fixed == 10.0)
+
+
+def test_a_smaller_size_does_not_cost_more():
+    """A measurement that says so was disturbed: it does not keep the controller from the size."""
+    feed = Feed(SizeController((50.0, 20.0, 500.0), 100.0))
+    assert feed(105.0, 3, inference_ms=100.0)[0].end == 1
+    assert feed(130.0, 4, inference_ms=100.0)[0] == Move(1, 2, 130.0, 130.0)
+
+
+# Up
+
+
+@pytest.mark.parametrize("rate", RATES_HZ)
+def test_it_climbs_after_60_calm_frames_and_5_calm_seconds(rate):
+    feed = at_bottom(1 / rate)
+    # The first frame after the move counts for nothing.
+    assert feed.until_climb() == pytest.approx(1 + max(60, 5 * rate), abs=1)
+    assert feed.controller.index == 0
+
+
+def test_it_does_not_climb_where_the_larger_size_is_not_expected_to_hold():
+    feed = at_bottom()
+    assert feed(60.0, 2000, inference_ms=31.0) == []  # 91 ms at the larger size
+    assert feed(60.0, 160, inference_ms=30.0)[0] == Move(1, 0, 60.0, 90.0)
+
+
+def test_a_calm_spell_is_broken_by_frames_that_the_larger_size_would_not_hold():
+    feed = at_bottom()
+    for _ in range(20):
+        assert feed(GOOD, 140) == []
+        assert feed(60.0, 3, inference_ms=50.0) == []  # in the budget here, 110 ms there
+    for _ in range(2):
+        assert feed(60.0, 2, inference_ms=50.0) == feed(GOOD, 50) == []  # too few to break it
+    assert 1 < feed.until_climb() < 60
+
+
+def test_a_pause_is_no_calm():
+    feed = at_bottom()
+    feed(GOOD, 60)
+    feed.now_s += 600
+    assert feed(GOOD, 30) == []
+    assert feed.until_climb() > 30
+
+
+def test_the_wait_that_begins_when_inference_outlasts_the_period_is_expected():
+    """40 ms at 30 Hz: frames wait up to 33 ms more, which nothing at 20 ms shows."""
+    scene = Scene(costs_ms=(40.0, 20.0), load=lambda t: 1.0 if t > 2 else 3.0, jitter=0.05)
+    budget = 70.0
+    assert late(scene.run(None, 300, index=0)[100:], budget) > 20
+    controller = SizeController(scene.costs_ms, budget)
+    assert moves(scene.run(controller, 3000)) == [(0, 1)]
+    assert moves(scene.run(SizeController(scene.costs_ms, 100.0), 3000)) == [(0, 1), (1, 0)]
+
+
+@pytest.mark.parametrize("rate", [0.2, 5.0, 30.0, 200.0])
+def test_each_climb_that_fails_doubles_the_wait_for_the_next(rate):
+    feed = at_bottom(1 / rate)
+    waits = []
+    for _ in range(9):
+        waits.append(feed.until_climb())
+        assert feed(LATE, 3)[0].end == 1
+    seconds = [5, 10, 20, 40, 80, 160, 300, 300, 300]
+    # Below one frame a second, a frame counts as one second.
+    expected = [1 + max(60, spell * max(rate, 1)) for spell in seconds]
+    assert waits == pytest.approx(expected, abs=1)
+
+
+@pytest.mark.parametrize(("held_s", "next_s"), [(295, 10), (305, 5)])
+def test_a_climb_that_holds_makes_the_wait_short_again(held_s, next_s):
+    feed = at_bottom()
+    feed.until_climb()
+    assert feed(GOOD, held_s * 30) == []
+    assert feed(LATE, 3)[0].end == 1
+    assert feed.until_climb() == pytest.approx(1 + 30 * next_s, abs=1)
+
+
+# Under any load
+
+counts = st.integers(1, 300)
+factors = st.sampled_from([0.0, 0.5, 0.9, 1.0, 1.1, 3.0, 20.0])
+
+
+@given(
+    sizes=st.integers(1, 4),
+    stream=st.lists(
+        st.tuples(counts, st.sampled_from(RATES_HZ), st.lists(factors, min_size=4)), max_size=12
+    ),
+    greedy=st.booleans(),
+)
+@settings(deadline=None)
+def test_moves_grow_with_the_logarithm_of_the_time(sizes, stream, greedy):
+    """Frames without any physics: each stretch gives each size a latency; `greedy` also breaks
+    every climb at once.
+
+    The bound. Call climbs without a descent between them a run. A run begins with a calm spell, and
+    while no climb has held for 300 s, each descent that ends a run doubles the next spell. So r runs
+    take at least 5 (1 + 2 + ... + 2^(r-1)) s: r <= log2(1 + T / 5) in T seconds. A run has at most
+    sizes - 1 climbs. A descent goes down by one or more, so descents <= climbs + sizes - 1.
+    T counts a pause between two frames as 1 s at most, like the controller.
+    """
+    budget = 100.0
+    controller = SizeController([80.0 * 0.7**i for i in range(sizes)], budget)
+    now, counted, climbs, descents, lates, frames, top = 0.0, 0.0, 0, 0, 0, 0, 0
+    for count, rate, levels in stream:
+        for _ in range(count):
+            index = controller.index
+            latency = budget * levels[index % len(levels)]
+            if index == sizes - 1:
+                latency = min(latency, budget)  # the smallest holds every frame
+            elif greedy:
+                latency = budget * 2
+            now += 1 / rate
+            counted += min(1 / rate, 1.0)
+            move = controller.observe(now, latency, 0.05 * latency)
+            frames += 1
+            lates += latency > budget
+            climbs += move is not None and move.end == move.start - 1
+            descents += move is not None and move.end > move.start
+            assert move is None or move.start == index != move.end == controller.index
+            top = max(top, climbs)
+    if counted < 300:
+        assert climbs <= (sizes - 1) * math.log2(1 + counted / 5)
+    assert descents <= climbs + sizes - 1
+    assert lates <= most_late(frames, climbs, descents)
+
+
+def most_late(frames: int, climbs: int, descents: int) -> float:
+    """How many frames may be over the budget where the smallest size holds every frame.
+
+    At one size the late frames beyond one in 20 are 4 at most, or 4.95 with the frame that moves it
+    down; the frame after that one is not judged. There are climbs + descents + 1 stays.
+    """
+    return frames / 20 + 4 * (climbs + 1) + (4.95 + 1) * descents
