@@ -13,7 +13,6 @@ import itertools
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 
 import cv2
 import rclpy
@@ -89,5 +88,4 @@ def main(topic: str, width: str, height: str, source: str) -> None:
 
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
-        main(*sys.argv[1:])
+    main(*sys.argv[1:])

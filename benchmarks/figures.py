@@ -115,7 +115,7 @@ def summarise(play: Play) -> dict[str, Any]:
     """The measured part of a row."""
     end_to_end = points(latencies_ms(play))
     sent, labelled = sum(map(len, play.sent)), len(latencies_ms(play))
-    node = _of_ctxseg(play, sent, labelled) if play.after else _of_plain(play, sent)
+    node = _of_ctxseg(play, sent, labelled) if play.after else _of_plain(play, sent, labelled)
     return {
         "end_to_end_ms": end_to_end,
         "own_cost_ms": own_cost(end_to_end, node["inference_ms"]),
@@ -155,7 +155,7 @@ def _of_ctxseg(play: Play, sent: int, labelled: int) -> dict[str, Any]:
     }
 
 
-def _of_plain(play: Play, sent: int) -> dict[str, Any]:
+def _of_plain(play: Play, sent: int, labelled: int) -> dict[str, Any]:
     """From its own notes. What never reached its callback was lost in transport or pushed out of
     its subscription's queue; nothing in the node tells which, so `lost_transport` is unknown.
     """
@@ -165,6 +165,7 @@ def _of_plain(play: Play, sent: int) -> dict[str, Any]:
         "inference_ms": points(inference),
         "lost_transport": None,
         "dropped": {"never_arrived": sent - len(inference)},
+        "lost_output": len(inference) - labelled,
     }
 
 

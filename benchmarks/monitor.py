@@ -12,7 +12,6 @@ import struct
 import sys
 import threading
 import time
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -99,5 +98,4 @@ def main(topics: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
-        main(sys.argv[1:])
+    main(sys.argv[1:])

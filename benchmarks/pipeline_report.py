@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
 Row = dict[str, Any]
 
 RESOLUTIONS = {(640, 480): "VGA", (1280, 720): "720p", (1920, 1080): "1080p"}
@@ -131,22 +134,12 @@ def goals(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Two panels: end-to-end latency by case, and own cost by resolution."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     nodes = list(dict.fromkeys(map(node_name, rows)))
     inputs = list(dict.fromkeys(map(input_name, rows)))
     palette = ["#0072b2", "#e69f00", "#cc3311", "#999999", "#666666"]  # apart for the colour-blind
     colours = dict(zip(nodes, palette, strict=False))
-    figure, (left, right) = pyplot.subplots(
-        1,
-        2,
-        figsize=(13, max(4.5, 1.5 + 0.4 * len(inputs))),
-        width_ratios=(3, 2),
-        layout="constrained",
-    )
+    figure = Figure(figsize=(13, max(4.5, 1.5 + 0.4 * len(inputs))), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     _plot_latencies(left, rows, inputs, colours)
     _plot_own_cost(right, rows, colours)
     first = rows[0]
@@ -154,11 +147,10 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def _plot_latencies(
-    axes: Any, rows: Sequence[Row], inputs: list[str], colours: dict[str, str]
+    axes: Axes, rows: Sequence[Row], inputs: list[str], colours: dict[str, str]
 ) -> None:
     """A line for each case and node from the median (dot) to the 95th percentile (bar)."""
     height = 0.8 / len(colours)
@@ -185,7 +177,7 @@ def _plot_latencies(
     axes.set_title("End-to-end latency")
 
 
-def _plot_own_cost(axes: Any, rows: Sequence[Row], colours: dict[str, str]) -> None:
+def _plot_own_cost(axes: Axes, rows: Sequence[Row], colours: dict[str, str]) -> None:
     """Bars of the medians by resolution, one camera at 10 Hz, with the goals."""
     found = [row for row in rows if row["rate_hz"] == OWN_COST_RATE_HZ and row["cameras"] == 1]
     names = list(dict.fromkeys(map(resolution, found)))

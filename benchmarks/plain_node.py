@@ -92,5 +92,5 @@ def main(model: str, size: str, device: str, depth: str, *cameras: str) -> None:
 
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt, ExternalShutdownException):
+    with suppress(ExternalShutdownException):  # SIGTERM is rclpy's, once it has started
         main(*sys.argv[1:])

@@ -111,7 +111,7 @@ class Child:
 
     def end(self) -> None:
         """Ask the process to end, and kill it if it does not."""
-        self._process.send_signal(signal.SIGINT)  # nothing, where it has ended
+        self._process.terminate()  # not SIGINT, which background jobs of a shell ignore
         try:
             self._process.wait(END_S)
         except subprocess.TimeoutExpired:
@@ -126,14 +126,15 @@ def _end_with_parent() -> None:
 
 
 def end_in_order() -> None:
-    """Let SIGTERM unwind this process as Ctrl-C does, so that it ends its children."""
+    """Let SIGTERM unwind this process as Ctrl-C does, so that nothing is left behind."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 class Parent:
-    """The other end, inside a child."""
+    """The other end, inside a child. SIGTERM ends it."""
 
     def __init__(self) -> None:
+        end_in_order()
         # Answers alone are on the pipe: whatever a library prints goes to the log.
         self._answers = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)

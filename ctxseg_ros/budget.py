@@ -9,6 +9,7 @@ from statistics import median
 from typing import NamedTuple
 
 RECENT = 100  # frames behind `p95_ms` and behind what other sizes are expected to take
+LATELY = 10  # frames behind what inference takes now
 IN_A_ROW = 3  # frames over the budget that break it; a hiccup makes one or two late
 SPARE = 4  # frames over the budget beyond one in 20 that break it; at 3 in 100, once in 3500 frames
 START = 0.8  # of the budget: what inference may take at the start, the rest is not known yet
@@ -34,6 +35,7 @@ class _Frame(NamedTuple):
     stamp_s: float
     latency_ms: float
     inference_ms: float
+    publish_ms: float
 
     @property
     def rest_ms(self) -> float:
@@ -107,25 +109,28 @@ class SizeController:
         self._calm_frames, self._calm_s = 0, 0.0
         self._strain_above = _Strain()  # as expected at the next larger size
 
-    def observe(self, now_s: float, latency_ms: float, inference_ms: float) -> Move | None:
+    def observe(
+        self, now_s: float, latency_ms: float, inference_ms: float, publish_ms: float = 0.0
+    ) -> Move | None:
         """Count a frame labelled at the present size; returns the move if that changes `index`.
 
         now_s: when it was published, on any clock that does not jump. latency_ms: its age then.
-        inference_ms: the part of it that depends on the size. A frame with NaN or infinity in any
-        of them is ignored.
+        inference_ms: the part of it that depends on the size. publish_ms: what else it kept the
+        worker busy. A frame with NaN or infinity in any of them is ignored.
         """
-        if not all(map(math.isfinite, (now_s, latency_ms, inference_ms))):
+        if not all(map(math.isfinite, (now_s, latency_ms, inference_ms, publish_ms))):
             return None
         step_s = self._step(now_s)
         if self._waited_behind_larger:
             self._waited_behind_larger = False
             return None
-        self._frames.append(_Frame(now_s - latency_ms / 1e3, latency_ms, inference_ms))
+        stamp_s = now_s - latency_ms / 1e3
+        self._frames.append(_Frame(stamp_s, latency_ms, inference_ms, publish_ms))
         self._report()
         if self._strain.broken(latency_ms > self._budget_ms) and self.index < self._smallest:
             return self._descend()
         if self.index and self._calm_after(step_s):
-            return self._move(self.index - 1, self._frames)
+            return self._move(self.index - 1, list(self._frames)[-self._calm_frames :])
         return None
 
     def _step(self, now_s: float) -> float:
@@ -147,7 +152,7 @@ class SizeController:
 
     def _calm_after(self, step_s: float) -> bool:
         """Count a frame. True: the next larger size has been expected to hold for long enough."""
-        expected_ms = self._expect(self.index - 1, self._frames)[-1]
+        expected_ms = self._expect(self.index - 1, list(self._frames)[-LATELY:])[-1]
         if self._strain_above.broken(expected_ms > MARGIN * self._budget_ms):
             self._unsettle()
             return False
@@ -176,13 +181,14 @@ class SizeController:
     def _expect(self, index: int, frames: Sequence[_Frame]) -> list[float]:
         """The frames' latencies if they had been inferred at another size.
 
-        A frame waits for the one before it, up to a period of the camera, where inference takes
-        longer than that period. The rest of its latency (transport, publishing) stays.
+        A frame waits for the one before it, up to a period of the camera, where the worker is busy
+        for longer than that period. The rest of its latency (transport, publishing) stays.
         """
         ratio = self._costs[index] / self._costs[self.index]
         period_ms = self._period_ms()
-        typical_ms = median(frame.inference_ms for frame in frames)
-        waits = (typical_ms * ratio > period_ms) - (typical_ms > period_ms)
+        inference_ms = median(frame.inference_ms for frame in frames)
+        spare_ms = period_ms - median(frame.publish_ms for frame in frames)
+        waits = (inference_ms * ratio > spare_ms) - (inference_ms > spare_ms)
         least_ms = min(frame.rest_ms for frame in self._frames)
         return [
             frame.inference_ms * ratio + max(frame.rest_ms + waits * period_ms, least_ms)

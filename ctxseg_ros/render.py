@@ -206,7 +206,7 @@ class _Entries:
         fitting = bisect_right(
             ends, longest, key=lambda end: self._text_width(f"{name[:end]}{_CUT}")
         )
-        return f"{name[:fitting].rstrip()}{_CUT}" if fitting else ""
+        return f"{name[:fitting]}{_CUT}" if fitting else ""
 
     def _text_width(self, text: str) -> int:
         return cv2.getTextSize(text, _FONT, self._scale, self._thickness)[0][0]

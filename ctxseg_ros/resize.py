@@ -54,6 +54,6 @@ def _step(have: tuple[int, int], want: tuple[int, int]) -> tuple[tuple[int, int]
         return (height // 2, width // 2), cv2.INTER_AREA
     if height <= 2 * rows and width <= 2 * columns:
         return want, cv2.INTER_LINEAR
-    # Odd sizes, whose halves would shift the pixels, and shapes that change much. INTER_AREA
-    # cannot grow one side while it shrinks the other.
+    # Odd sizes have no exact half, and some shapes change too much. INTER_AREA cannot grow one
+    # side while it shrinks the other.
     return (min(height, rows), min(width, columns)), cv2.INTER_AREA

@@ -91,6 +91,19 @@ def test_one_value_that_is_not_finite_spoils_the_plane():
     assert not mass_mask(plane, 0.6).any()
 
 
+def test_less_than_no_attention_is_none():
+    plane = np.array([[-5, 2], [1, 4]], np.float32)
+    assert attention_image(plane, 2, 2).tolist() == [[0, 128], [64, 255]]
+    assert mass_mask(plane, 0.5).tolist() == [[False, False], [False, True]]
+    assert mass_mask(plane, 1).tolist() == [[False, True], [True, True]]
+
+
+def test_many_small_shares_add_up():
+    plane = np.full((60, 80), 2**-26, np.float32)  # 1 + 2**-26 is 1 in float32
+    plane[0, 0] = 1
+    assert mass_mask(plane, 1).all()
+
+
 def test_smallest_numbers_do_not_overflow():
     plane = np.array([[1e-45, 3e-38]], np.float32)
     with warnings.catch_warnings():

@@ -57,7 +57,9 @@ class Scene:
             inference = self.costs_ms[index] * factor
             free = start + (inference + self.overhead_ms) / 1e3
             latency = (free - stamps[newest]) * 1e3
-            move = None if controller is None else controller.observe(free, latency, inference)
+            move = None
+            if controller is not None:
+                move = controller.observe(free, latency, inference, self.overhead_ms)
             done.append(Labelled(free, index, latency, move))
             newest += 1
         return done
@@ -117,8 +119,8 @@ def test_a_load_that_comes_and_goes():
     ]
     assert told == [
         # It starts at index 1: 90 ms of inference would leave 10 ms for the rest.
-        "20.6 s: 1 -> 2, p95 184 ms, expected 94 ms",
-        "46.1 s: 2 -> 1, p95 35 ms, expected 65 ms",
+        "20.5 s: 1 -> 2, p95 207 ms, expected 80 ms",
+        "46.3 s: 2 -> 1, p95 35 ms, expected 65 ms",
     ]
 
 
@@ -253,9 +255,9 @@ def test_it_climbs_after_60_calm_frames_and_5_calm_seconds(rate):
 
 
 def test_it_does_not_climb_where_the_larger_size_is_not_expected_to_hold():
-    feed = at_bottom()
+    feed = at_bottom(period_s=0.2)
     assert feed(60.0, 2000, inference_ms=31.0) == []  # 91 ms at the larger size
-    assert feed(60.0, 160, inference_ms=30.0)[0] == Move(1, 0, 60.0, 90.0)
+    assert feed(60.0, 100, inference_ms=30.0) == [Move(1, 0, 60.0, 90.0)]
 
 
 def test_a_calm_spell_is_broken_by_frames_that_the_larger_size_would_not_hold():
@@ -286,7 +288,7 @@ def test_the_wait_that_begins_when_inference_outlasts_the_period_is_expected():
     assert moves(scene.run(SizeController(scene.costs_ms, 100.0), 3000)) == [(0, 1), (1, 0)]
 
 
-@pytest.mark.parametrize("rate", [0.2, 5.0, 30.0, 200.0])
+@pytest.mark.parametrize("rate", [0.2, 5.0, 30.0])
 def test_each_climb_that_fails_doubles_the_wait_for_the_next(rate):
     feed = at_bottom(1 / rate)
     waits = []
@@ -310,53 +312,6 @@ def test_a_climb_that_holds_makes_the_wait_short_again(held_s, next_s):
 
 # Under any load
 
-counts = st.integers(1, 300)
-factors = st.sampled_from([0.0, 0.5, 0.9, 1.0, 1.1, 3.0, 20.0])
-
-
-@given(
-    sizes=st.integers(1, 4),
-    stream=st.lists(
-        st.tuples(counts, st.sampled_from(RATES_HZ), st.lists(factors, min_size=4)), max_size=12
-    ),
-    greedy=st.booleans(),
-)
-@settings(deadline=None)
-def test_moves_grow_with_the_logarithm_of_the_time(sizes, stream, greedy):
-    """Frames without any physics: each stretch gives each size a latency; `greedy` also breaks
-    every climb at once.
-
-    The bound. Call climbs without a descent between them a run. A run begins with a calm spell, and
-    while no climb has held for 300 s, each descent that ends a run doubles the next spell. So r runs
-    take at least 5 (1 + 2 + ... + 2^(r-1)) s: r <= log2(1 + T / 5) in T seconds. A run has at most
-    sizes - 1 climbs. A descent goes down by one or more, so descents <= climbs + sizes - 1.
-    T counts a pause between two frames as 1 s at most, like the controller.
-    """
-    budget = 100.0
-    controller = SizeController([80.0 * 0.7**i for i in range(sizes)], budget)
-    now, counted, climbs, descents, lates, frames, top = 0.0, 0.0, 0, 0, 0, 0, 0
-    for count, rate, levels in stream:
-        for _ in range(count):
-            index = controller.index
-            latency = budget * levels[index % len(levels)]
-            if index == sizes - 1:
-                latency = min(latency, budget)  # the smallest holds every frame
-            elif greedy:
-                latency = budget * 2
-            now += 1 / rate
-            counted += min(1 / rate, 1.0)
-            move = controller.observe(now, latency, 0.05 * latency)
-            frames += 1
-            lates += latency > budget
-            climbs += move is not None and move.end == move.start - 1
-            descents += move is not None and move.end > move.start
-            assert move is None or move.start == index != move.end == controller.index
-            top = max(top, climbs)
-    if counted < 300:
-        assert climbs <= (sizes - 1) * math.log2(1 + counted / 5)
-    assert descents <= climbs + sizes - 1
-    assert lates <= most_late(frames, climbs, descents)
-
 
 def most_late(frames: int, climbs: int, descents: int) -> float:
     """How many frames may be over the budget where the smallest size holds every frame.
@@ -365,3 +320,119 @@ def most_late(frames: int, climbs: int, descents: int) -> float:
     down; the frame after that one is not judged. There are climbs + descents + 1 stays.
     """
     return frames / 20 + 4 * (climbs + 1) + (4.95 + 1) * descents
+
+
+def most_climbs(sizes: int, seconds: float) -> float:
+    """How often it may climb in at most 300 s, whatever the frames.
+
+    Call climbs without a descent between them a run. A run begins with a calm spell. No climb has
+    held for 300 s, so each descent that ends a run doubles the next spell, and r runs take at least
+    5 (1 + 2 + ... + 2^(r-1)) s: r <= log2(1 + seconds / 5). A run has at most sizes - 1 climbs.
+    """
+    return (sizes - 1) * math.log2(1 + seconds / 5)
+
+
+def check_bounds(done: list[Labelled], budget_ms: float, sizes: int) -> None:
+    """The two bounds above, for less than 300 s."""
+    jumps = [end - start for start, end in moves(done)]
+    climbs, descents = sum(jump < 0 for jump in jumps), sum(jump > 0 for jump in jumps)
+    assert climbs <= most_climbs(sizes, done[-1].time_s)
+    assert descents <= climbs + sizes - 1  # each goes down by one or more
+    assert late(done, budget_ms) <= most_late(len(done), climbs, descents)
+
+
+stretches = st.lists(
+    st.tuples(
+        st.integers(1, 300),  # frames
+        st.sampled_from([0.05, 0.5, 0.9, 1.0, 1.1, 3.0]),  # latency at the larger sizes / budget
+        st.floats(0, 1),  # at the smallest
+        st.floats(0, 1),  # share of inference in it
+    ),
+    max_size=10,
+)
+
+
+@given(st.integers(1, 4), stretches, st.sampled_from([5.0, 15.0, 30.0]), st.booleans())
+@settings(deadline=None)
+def test_moves_and_late_frames_are_bounded_for_any_frames(sizes, stretches, rate, hostile):
+    """Latencies without any physics; `hostile` ones also break the budget after every climb."""
+    controller = SizeController([80.0 * 0.7**i for i in range(sizes)], 100.0)
+    done: list[Labelled] = []
+    for frames, larger, smallest, share in stretches:
+        for _ in range(frames):
+            index = controller.index
+            factor = smallest if index == sizes - 1 else 2.0 if hostile and done else larger
+            now, latency = len(done) / rate, 100.0 * factor
+            move = controller.observe(now, latency, share * latency)
+            done.append(Labelled(now, index, latency, move))
+    if done and done[-1].time_s < 300:
+        check_bounds(done, 100.0, sizes)
+
+
+def sawtooth(period_s: float, factor: float) -> Callable[[float], float]:
+    return lambda t: 1 + (factor - 1) * (t % period_s) / period_s
+
+
+def steps(period_s: float, factor: float) -> Callable[[float], float]:
+    return lambda t: factor if int(t / period_s) % 2 else 1.0
+
+
+def erratic(period_s: float, factor: float) -> Callable[[float], float]:
+    return lambda t: random.Random(int(t / period_s)).uniform(1, factor)
+
+
+def ramp(period_s: float, factor: float) -> Callable[[float], float]:
+    return lambda t: 1 + (factor - 1) * min(t / (10 * period_s), 1)
+
+
+def calming(period_s: float, factor: float) -> Callable[[float], float]:
+    return lambda t: 4 * factor if t < period_s / 10 else factor
+
+
+@st.composite
+def scenes(draw: st.DrawFn, *shapes: Callable, jitters: tuple[float, ...]) -> tuple[Scene, float]:
+    """A scene and how long inference takes at most at the smallest size."""
+    costs = [draw(st.floats(2, 200))]
+    for ratio in draw(st.lists(st.floats(0.2, 1), min_size=1, max_size=3)):
+        costs.append(costs[-1] * ratio)
+    factor, transport = draw(st.floats(1, 4)), draw(st.sampled_from([0.0, 3.0, 50.0]))
+    scene = Scene(
+        costs_ms=tuple(costs),
+        rate_hz=draw(st.sampled_from(RATES_HZ)),
+        load=draw(st.sampled_from(shapes))(draw(st.floats(0.3, 40)), factor),
+        transport_ms=lambda t: transport,
+        overhead_ms=draw(st.sampled_from([0.0, 0.5, 5.0])),
+        jitter=draw(st.sampled_from(jitters)),
+    )
+    return scene, costs[-1] * factor * (1 + scene.jitter)
+
+
+@given(scenes(steps, sawtooth, ramp, erratic, jitters=(0.0, 0.1, 0.25)), st.floats(1, 2))
+@settings(deadline=None, max_examples=100)
+def test_the_budget_is_held_where_the_smallest_size_holds_it(case, room):
+    scene, slowest = case
+    # What the smallest size always holds: a frame waits at most for the one before it.
+    budget = room * (scene.transport_ms(0) + 2 * (slowest + scene.overhead_ms))
+    controller = SizeController(scene.costs_ms, budget)
+    done = scene.run(controller, min(3000, int(250 * scene.rate_hz)))
+    check_bounds(done, budget, len(scene.costs_ms))
+    assert controller.needed_ms is None
+
+
+@given(scenes(calming, jitters=(0.0, 0.1)), st.floats(0.5, 4))
+@settings(deadline=None, max_examples=40)
+def test_a_constant_load_gets_the_largest_size_that_holds_and_keeps_it(case, room):
+    """After a burst at the start, which sends it down. "Holds" and "breaks" are what a worker that
+    stays at that size does; a size in between may be tried now and then."""
+    scene, slowest = case
+    budget = room * (scene.transport_ms(0) + slowest + scene.overhead_ms)
+    fixed = [scene.run(None, 1000, index)[100:] for index in range(len(scene.costs_ms))]
+    shares = [late(done, budget) / len(done) for done in fixed]
+    assume(all(share == 0 or share > 0.2 for share in shares))
+    controller = SizeController(scene.costs_ms, budget)
+    done = scene.run(controller, int(max(80 * scene.rate_hz, 600)))
+    assert moves(done[len(done) // 2 :]) == []
+    smallest = len(shares) - 1
+    assert shares[controller.index] == 0 or controller.index == smallest
+    with_room = [late(done, 0.9 * budget) == 0 for done in fixed]
+    assert controller.index <= (with_room.index(True) if any(with_room) else smallest)

@@ -139,6 +139,8 @@ def test_few_classes_are_all_listed_in_the_upper_third(height, width, background
     assert [entry[0] for entry in found] == list(range(11))
     for _, top, left, bottom, right in found:
         assert bottom - top == right - left >= 10  # the border is not counted
+    rows, columns = (len({entry[axis] for entry in found}) for axis in (1, 2))
+    assert columns == -(-11 // rows)  # no row is much longer than another
     ys, xs = np.nonzero((image != background).any(axis=2))
     assert ys.max() < height // 3 and xs.max() < width - 1
     box = image[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]

@@ -95,9 +95,13 @@ Finding = tuple[bytes, str]
 """A level and a sentence that says what to do."""
 
 
-def worst(findings: Iterable[Finding]) -> Finding:
-    """The first of the most severe: OK, WARN, STALE, ERROR."""
-    return max(findings, key=lambda finding: _SEVERITY.index(finding[0]))
+def summary(findings: Iterable[Finding]) -> Finding:
+    """The worst level (OK, WARN, STALE, ERROR), and the sentences, worst first; those of level OK
+    only where there is nothing else."""
+    ordered = sorted(findings, key=lambda finding: _SEVERITY.index(finding[0]), reverse=True)
+    level = ordered[0][0]
+    said = [message for found, message in ordered if found != OK or level == OK]
+    return level, "; ".join(dict.fromkeys(said))
 
 
 @dataclass

@@ -76,7 +76,7 @@ def statuses(
 ) -> list[DiagnosticStatus]:
     """ "NODE: labels" on all that the node does, and "NODE: CAMERA" on each named camera.
 
-    The node's level and sentence are those of the worst thing found, here or at a camera.
+    The node's level and sentence tell what was found here and at any camera.
     """
     budget_ms = settings["latency_budget_ms"]
     health = NodeHealth(state, failure, budget_ms=budget_ms)
@@ -97,13 +97,13 @@ def statuses(
             findings += [item for found in of_cameras.values() for item in found]
     if len(streams) == 1 and not streams[0].name:
         values |= _camera(streams[0])
-    level, message = diagnostics.worst(findings)
+    level, message = diagnostics.summary(findings)
     result = [diagnostics.status(node, "labels", level, message, values)]
     if running is not None:
         result[0].hardware_id = running.engine.device
     for stream in streams:
         if stream.name:
-            level, message = diagnostics.worst(of_cameras.get(stream.name, [(OK, state)]))
+            level, message = diagnostics.summary(of_cameras.get(stream.name, [(OK, state)]))
             entries = {**_camera(stream), **_counts([stream]), **_latencies(stream.latency)}
             result.append(diagnostics.status(node, stream.name, level, message, entries))
     return result

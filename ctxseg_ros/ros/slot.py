@@ -2,7 +2,7 @@
 """Where frames wait for the worker."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -40,10 +40,16 @@ class LatestSlots(Generic[T]):
             self._changed.notify()
             return lost
 
-    def wait_for_close(self, timeout_s: float) -> bool:
-        """Wait, for the thread that iterates; True if `close` came meanwhile."""
+    def pause(self, timeout_s: float, over: Callable[[], bool]) -> bool:
+        """Wait, for the thread that iterates. True if meanwhile `close` came, or `wake` and
+        `over()` is true."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._closed, timeout_s)
+            return self._changed.wait_for(lambda: self._closed or over(), timeout_s)
+
+    def wake(self) -> None:
+        """Let `pause` look whether it is over."""
+        with self._changed:
+            self._changed.notify()
 
     def __iter__(self) -> Iterator[tuple[str, T]]:
         while True:

@@ -92,7 +92,8 @@ class Worker:
             if instead_of is not None and self.running is not instead_of:
                 return False
             self.running = running
-            return True
+        self._slots.wake()
+        return True
 
     def join(self, timeout_s: float | None) -> bool:
         """Wait for the frame in work, after `slots` were closed. False: it took too long."""
@@ -197,7 +198,7 @@ class Worker:
             failed.broken = True
             failed.trouble = f"{reason}; opening it again on {device}"
             self._log.error(failed.trouble + (f" in {wait_s:g} s" if wait_s else ""))
-            if self._slots.wait_for_close(wait_s) or self.running is not failed:
+            if self._slots.pause(wait_s, lambda: self.running is not failed):
                 return
             failed.engine.close()  # first: perhaps it is memory that is short
             spec = failed.engine.spec

@@ -329,9 +329,12 @@ def scene(
     graph_with: Callable[..., Graph], model_factory: Callable[..., Path], stage: Stage
 ) -> Callable[..., SimpleNamespace]:
     """make(**parameters) -> an active node of this process, its graph, its stage, and publishers
-    by camera."""
+    by camera. `costs_ms`: see Stage."""
 
-    def make(**parameters: Any) -> SimpleNamespace:
+    def make(
+        costs_ms: dict[tuple[int, int], float] | None = None, **parameters: Any
+    ) -> SimpleNamespace:
+        stage.costs_ms = costs_ms or {}
         parameters.setdefault("model", model_factory())
         graph = graph_with(**parameters)
         node = graph.add(SegmentNode())

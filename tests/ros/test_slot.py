@@ -74,11 +74,19 @@ def test_close_ends_a_waiting_worker() -> None:
     assert not worker.is_alive()
 
 
-def test_a_wait_ends_with_close_and_not_with_a_frame() -> None:
+def test_a_pause_ends_with_close_or_when_it_is_over_and_not_with_a_frame() -> None:
     slots: LatestSlots[int] = LatestSlots([""])
     slots.put("", 1)
-    assert not slots.wait_for_close(0.01)
-    closer = threading.Timer(0.05, slots.close)
-    closer.start()
-    assert slots.wait_for_close(30)
-    closer.join()
+    assert not slots.pause(0.01, lambda: False)
+    over = threading.Event()
+
+    def end() -> None:
+        over.set()
+        slots.wake()
+
+    for ending in (end, slots.close):
+        over.clear()
+        timer = threading.Timer(0.05, ending)
+        timer.start()
+        assert slots.pause(30, over.is_set)
+        timer.join()
