@@ -22,9 +22,13 @@ SHARED_FILES = {
     "package.xml",
     "launch/segment.launch.py",
     "launch/demo.launch.py",
+    "launch/two_cameras.launch.py",
     "config/segment.yaml",
     "config/ctxseg.rviz",
+    "config/two_cameras.rviz",
     "config/fastdds.xml",
+    "config/label_groups_camvid.yaml",
+    "config/label_groups_ade20k.yaml",
 }
 TIMEOUT_S = 600
 

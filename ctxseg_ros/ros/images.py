@@ -22,10 +22,10 @@ class _Layout(NamedTuple):
     channels: int
     to_rgb: int | None  # cv2's conversion; None: it is RGB
     bits: int = 8
-    interleaved: bool = True  # each pixel stands for itself, so it may be resized before
+    interleaved: bool = True  # each pixel stands for itself: it may be resized, then converted
     half_rows: int = 2  # rows in `data` for two rows of pixels
     multiple: tuple[int, int] = (1, 1)  # of which height and width must be
-    least: tuple[int, int] = (1, 1)  # height and width
+    least: int = 1  # height and width, at least
 
 
 _COLOURS = {
@@ -34,12 +34,12 @@ _COLOURS = {
     "rgba": _Layout(4, cv2.COLOR_RGBA2RGB),
     "bgra": _Layout(4, cv2.COLOR_BGRA2RGB),
     "mono": _Layout(1, cv2.COLOR_GRAY2RGB),
-    # OpenCV names the pattern by the second row's second pixel: BG is RGGB. Below 3x3 it gives
-    # black.
-    "bayer_rggb": _Layout(1, cv2.COLOR_BayerBG2RGB, interleaved=False, least=(3, 3)),
-    "bayer_bggr": _Layout(1, cv2.COLOR_BayerRG2RGB, interleaved=False, least=(3, 3)),
-    "bayer_gbrg": _Layout(1, cv2.COLOR_BayerGR2RGB, interleaved=False, least=(3, 3)),
-    "bayer_grbg": _Layout(1, cv2.COLOR_BayerGB2RGB, interleaved=False, least=(3, 3)),
+    # OpenCV names the pattern by the second row's second and third pixel: BG is RGGB. Below 3x3
+    # it gives black.
+    "bayer_rggb": _Layout(1, cv2.COLOR_BayerBG2RGB, interleaved=False, least=3),
+    "bayer_bggr": _Layout(1, cv2.COLOR_BayerRG2RGB, interleaved=False, least=3),
+    "bayer_gbrg": _Layout(1, cv2.COLOR_BayerGR2RGB, interleaved=False, least=3),
+    "bayer_grbg": _Layout(1, cv2.COLOR_BayerGB2RGB, interleaved=False, least=3),
 }
 _UYVY = _Layout(2, cv2.COLOR_YUV2RGB_UYVY, interleaved=False, multiple=(1, 2))
 _YUYV = _Layout(2, cv2.COLOR_YUV2RGB_YUY2, interleaved=False, multiple=(1, 2))
@@ -70,7 +70,6 @@ _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _JPEG_FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_SCAN_HEADER = 0xDA
 _JPEG_BARE = frozenset((0x01, *range(0xD0, 0xD8)))  # markers without a segment
-_JPEG_START_AND_END = frozenset((0xD8, 0xD9))
 _JPEG_SCALES = (
     (8, cv2.IMREAD_REDUCED_COLOR_8),
     (4, cv2.IMREAD_REDUCED_COLOR_4),
@@ -168,14 +167,13 @@ def _check_raw(message: Image) -> None:
     layout = _LAYOUTS.get(message.encoding)
     if layout is None:
         _refuse_encoding(message.encoding)
-    even, least = layout.multiple, layout.least
-    if height % even[0] or width % even[1]:
-        sides = "width" if even[0] == 1 else "width and height"
+    if height % layout.multiple[0] or width % layout.multiple[1]:
+        sides = "width" if layout.multiple[0] == 1 else "width and height"
         _refuse(f"{message.encoding} has an even {sides}, the frame is {width}x{height}", _SETTINGS)
-    if height < least[0] or width < least[1]:
+    if min(height, width) < layout.least:
+        least = f"{layout.least}x{layout.least}"
         _refuse(
-            f"{message.encoding} needs {least[1]}x{least[0]} pixels, the frame is {width}x{height}",
-            _SETTINGS,
+            f"{message.encoding} needs {least} pixels, the frame is {width}x{height}", _SETTINGS
         )
     row = width * layout.channels * layout.bits // 8
     if step < row:
@@ -255,19 +253,19 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
-    """Marker, segment and the position after it, of all whole segments up to the first scan."""
+    """Marker, segment and the position after it, of all segments up to the first scan's header."""
     at, marker = len(_JPEG_START), 0
-    while marker != _JPEG_SCAN_HEADER and at + 4 <= len(data) and data[at] == 0xFF:
+    while marker != _JPEG_SCAN_HEADER:
+        at = data.find(b"\xff", at)  # libjpeg skips what stands between, too
+        if at < 0 or at + 4 > len(data):
+            return
         marker = data[at + 1]
-        if marker == 0xFF:  # a fill byte
+        if marker in (0x00, 0xFF):  # no marker, and a fill byte
             at += 1
         elif marker in _JPEG_BARE:
             at += 2
         else:
-            length = int.from_bytes(data[at + 2 : at + 4], "big")
-            after = at + 2 + length
-            if length < 2 or after > len(data) or marker in _JPEG_START_AND_END:
-                return
+            after = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
             yield marker, data[at + 2 : after], after
             at = after
 

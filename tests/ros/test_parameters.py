@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from ctxseg_ros.ros.parameters import Settings, choice, number, sizes, switch, text
+from ctxseg_ros.ros.parameters import (
+    Settings,
+    choice,
+    integer,
+    names,
+    number,
+    sizes,
+    switch,
+    text,
+)
 
 TABLE = {
     "share": number(0.5, 0.0, 1.0, "a share"),
@@ -18,6 +27,8 @@ TABLE = {
     "name": text("a", "a name"),
     "start": switch(True, "a switch", read_only=True),
     "sizes": sizes("some sizes"),
+    "head": integer(-1, -1, 5, "a head"),
+    "names": names("some names"),
 }
 
 
@@ -31,6 +42,9 @@ TABLE = {
         ("sizes", ["352x480", "32x64"], [(352, 480), (32, 64)]),
         ("sizes", [""], []),
         ("sizes", [], []),
+        ("head", 5, 5),
+        ("names", ["front", "left_2"], ["front", "left_2"]),
+        ("names", [""], []),
     ],
 )
 def test_good_values(name: str, value: Any, result: Any) -> None:
@@ -57,6 +71,17 @@ def test_good_values(name: str, value: Any, result: Any) -> None:
         ("sizes", ["0x10"]),
         ("sizes", [3]),
         ("sizes", None),
+        ("head", 6),
+        ("head", -2),
+        ("head", 1.0),
+        ("head", True),
+        ("names", "front"),
+        ("names", ["front", "front"]),
+        ("names", ["front camera"]),
+        ("names", ["2nd"]),
+        ("names", ["a/b"]),
+        ("names", [1]),
+        ("names", None),
     ],
 )
 def test_bad_values_are_refused(name: str, value: Any) -> None:
