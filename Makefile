@@ -14,7 +14,7 @@ VENV := .venv
 MODEL ?= segmenter_tiny
 
 # With a ROS installation sourced, its rclpy and its NumPy are used: the environment sees the
-# system's packages, leaves the ROS wheels out and keeps the NumPy that cv_bridge was built for.
+# system's packages, leaves the ROS wheels out and keeps the NumPy that its packages were built for.
 ifdef ROS_DISTRO
   ROS := $(ROS_DISTRO)
   SEES_SYSTEM := true

@@ -36,7 +36,7 @@ from rich.table import Table
 from sensor_msgs.msg import CameraInfo, Image
 
 from ctxseg_ros import machine, render, store
-from ctxseg_ros.model_file import ModelFileError, ModelInfo
+from ctxseg_ros.model_file import ModelFileError, ModelInfo, format_size
 from ctxseg_ros.ros import qos
 from ctxseg_ros.ros.diagnostics import CAUSES
 from ctxseg_ros.ros.images import read_rgb
@@ -47,6 +47,7 @@ POINTS = ("p50", "p95", "p99")
 STAGES = ("transport", "queue", "preprocess", "inference", "postprocess", "publish")
 PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 LIVE_SECONDS = 20.0
+SCALES = (1.0, 0.85, 0.7, 0.55)  # of the model's own sides
 READY_S = 900.0  # a TensorRT engine takes minutes to build
 ALPHA = 0.5
 
@@ -125,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
         source = FrameSource(options.source or bikes())
         info = store.load(options.model)
         options.out.mkdir(parents=True, exist_ok=True)
-        recording = play(source, options, console)
+        recording = play(source, info, options, console)
         result = summarise(recording, source, options)
         (options.out / "latency.json").write_text(json.dumps(result, indent=2) + "\n")
         show(result, console)
@@ -172,7 +173,20 @@ def bikes() -> str:
 # The run
 
 
-def play(source: FrameSource, options: argparse.Namespace, console: Console) -> Recording:
+def sizes(info: ModelInfo) -> list[str]:
+    """The model's own size and smaller ones, HxW, for the node to choose by the budget."""
+    if info.fixed_size is not None:
+        return [format_size(info.fixed_size)]
+    scaled = [
+        tuple(max(round(side * scale / info.stride), 1) * info.stride for side in info.size)
+        for scale in SCALES
+    ]
+    return list(dict.fromkeys(format_size((height, width)) for height, width in scaled))
+
+
+def play(
+    source: FrameSource, info: ModelInfo, options: argparse.Namespace, console: Console
+) -> Recording:
     """Start the nodes, play the source once, stop the nodes. Raises DemoError."""
     use_transport_profile()
     namespace = f"/demo_{os.getpid()}"  # a robot on the same network is none of this
@@ -186,6 +200,7 @@ def play(source: FrameSource, options: argparse.Namespace, console: Console) -> 
             segment = _start(
                 "segment", namespace, options.out,
                 model=options.model, device=options.device, latency_budget_ms=options.budget_ms,
+                input_sizes=sizes(info),
             )  # fmt: skip
             children.append(segment)
             _wait_until_active(recorder, segment, options.out, interrupted)
@@ -232,7 +247,8 @@ def _start(name: str, namespace: str, out: Path, **parameters: object) -> subpro
     command = [sys.executable, "-m", f"ctxseg_ros.ros.{name}_node", "--ros-args"]
     command += ["-r", f"__ns:={namespace}"]
     for key, value in parameters.items():
-        text = json.dumps(value) if isinstance(value, str | bool) else value  # YAML, as ROS wants
+        # YAML, as ROS wants.
+        text = json.dumps(value) if isinstance(value, str | bool | list) else value
         command += ["-p", f"{key}:={text}"]
     with (out / f"{name}.log").open("w") as log:
         # A session of its own: Ctrl-C is for the demo alone.

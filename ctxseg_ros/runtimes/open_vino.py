@@ -14,6 +14,8 @@ from ctxseg_ros.runtimes.base import check_image, fastest_ms, to_prediction
 BF16_LABEL_AGREEMENT = 0.995
 """The least share of pixels that must keep their label in bf16, as the export measured it."""
 
+_chosen: dict[str, str] = {}  # SHA-256 of a model -> the precision that was faster here
+
 
 def why_not() -> str | None:
     """None if OpenVINO is there, else the reason with what installs it."""
@@ -81,8 +83,19 @@ def open_openvino(
     """Open in the faster of fp32 and, where the model may run in it, bf16.
 
     Processors with AMX or fast AVX-512 bf16 gain nearly half from it; others have the
-    instructions and lose (one Xeon: 113 ms against 69 ms), so it is measured.
+    instructions and lose (one Xeon: 113 ms against 69 ms), so it is measured, once for a model:
+    its other sizes take the precision that the first one took.
     """
+    if info.sha256 in _chosen:
+        return OpenVinoRuntime(model, info, size, _chosen[info.sha256])
+    runtime = _open_the_faster(model, info, size, log)
+    _chosen[info.sha256] = runtime.precision
+    return runtime
+
+
+def _open_the_faster(
+    model: bytes, info: ModelInfo, size: tuple[int, int], log: logging.Logger
+) -> OpenVinoRuntime:
     import openvino
 
     full = OpenVinoRuntime(model, info, size, "fp32")

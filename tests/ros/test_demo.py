@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
+from ctxseg_ros import store
 from ctxseg_ros.ros import demo
+from ctxseg_ros.ros.diagnostics import CAUSES
 from ctxseg_ros.ros.source import FrameSource
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,8 +59,9 @@ def test_the_demo_measures_and_leaves_video_sheet_and_figures(
     assert result["frames_sent"] == result["frames_received"] + result["lost_transport"]
     dropped = sum(result["dropped"].values())
     assert result["frames_received"] == result["frames_labelled"] + dropped
-    assert set(result["dropped"]) == {"queue", "malformed", "inference_error", "stale"}
-    assert set(result["stages_ms"]) == {"transport", "queue", "inference", "publish"}
+    assert set(result["dropped"]) == set(CAUSES)
+    assert tuple(result["stages_ms"]) == demo.STAGES
+    assert {"transport", "queue", "inference", "publish"} < set(demo.STAGES)
     for points in (result["latency_ms"], *result["stages_ms"].values()):
         assert 0 <= points["p50"] <= points["p95"] <= points["p99"]
     assert result["budget_ms"] == 100
@@ -114,3 +117,12 @@ def test_every_frame_of_a_video_gets_the_labels_of_its_stamp(clip: Path) -> None
     assert [number for number, (_, labels) in enumerate(found) if labels is not None] == [30]
     rgb, labels = found[30]
     assert abs(rgb.mean() - 150) < 5 and (labels == 7).all()
+
+
+def test_the_node_may_choose_among_sizes_that_the_model_takes(
+    model_factory: Callable[..., Path],
+) -> None:
+    info = store.load(model_factory(size=(352, 480)))
+    assert demo.sizes(info) == ["352x480", "304x416", "240x336", "192x256"]
+    assert demo.sizes(store.load(model_factory(size=(16, 16)))) == ["16x16"]
+    assert demo.sizes(store.load(model_factory(fixed=True, size=(32, 48)))) == ["32x48"]
