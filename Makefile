@@ -5,6 +5,8 @@
 # make test   lint and every test
 # make lint   ruff and mypy alone
 # make bench  the shipped models on this machine, into benchmarks/results/bench.json
+# make soak [MINUTES=480]
+#             segment_node for so long: memory, descriptors and shared memory must stay flat
 # make clean  remove what these commands made, the environment .venv included
 #
 # Another Python: make demo PYTHON=python3.12
@@ -12,6 +14,7 @@
 PYTHON ?= python3
 VENV := .venv
 MODEL ?= segmenter_tiny
+MINUTES ?= 480
 
 # With a ROS installation sourced, its rclpy and its NumPy are used: the environment sees the
 # system's packages, leaves the ROS wheels out and keeps the NumPy that its packages were built for.
@@ -48,7 +51,7 @@ define install
 	@touch $@
 endef
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench soak clean
 
 demo: $(DEMO_READY)
 	$(VENV)/bin/python -m ctxseg_ros.ros.demo $(if $(SOURCE),--source "$(SOURCE)") \
@@ -65,6 +68,10 @@ lint: $(TEST_READY)
 bench: $(DEMO_READY)
 	mkdir -p benchmarks/results
 	$(VENV)/bin/ctxseg bench --json benchmarks/results/bench.json
+
+soak: $(DEMO_READY)
+	mkdir -p benchmarks/results
+	$(VENV)/bin/python benchmarks/soak.py --minutes $(MINUTES)
 
 clean:
 	rm -rf $(VENV) build install log demo_out *.egg-info

@@ -44,7 +44,8 @@ def line(row: Row) -> str:
     total, cost = row["end_to_end_ms"], row["own_cost_ms"]
     return (
         f"end to end {_number(total['p50'])} ms (p95 {_number(total['p95'])}), own cost "
-        f"{_number(cost['p50'])}, {row['frames_labelled']} of {row['frames_sent']} labelled"
+        f"{_number(cost['p50'])}, {row['frames_labelled']} of {row['frames_sent']} labelled "
+        f"(others used {_number(row['others_cpu_percent'])} % of a core)"
     )
 
 

@@ -73,6 +73,26 @@ def late(done: list[Labelled], budget_ms: float) -> int:
     return sum(frame.latency_ms > budget_ms for frame in done)
 
 
+def sawtooth(period_s: float, factor: float) -> Callable[[float], float]:
+    return lambda t: 1 + (factor - 1) * (t % period_s) / period_s
+
+
+def steps(period_s: float, factor: float) -> Callable[[float], float]:
+    return lambda t: factor if int(t / period_s) % 2 else 1.0
+
+
+def erratic(period_s: float, factor: float) -> Callable[[float], float]:
+    return lambda t: random.Random(int(t / period_s)).uniform(1, factor)
+
+
+def ramp(period_s: float, factor: float) -> Callable[[float], float]:
+    return lambda t: 1 + (factor - 1) * min(t / (10 * period_s), 1)
+
+
+def calming(period_s: float, factor: float) -> Callable[[float], float]:
+    return lambda t: 4 * factor if t < period_s / 10 else factor
+
+
 class Feed:
     """Frames by hand: `inference_ms` of their latency is inference."""
 
@@ -272,30 +292,31 @@ def test_a_calm_spell_is_broken_by_frames_that_the_larger_size_would_not_hold():
 
 def test_a_pause_is_no_calm():
     feed = at_bottom()
-    feed(GOOD, 60)
-    feed.now_s += 600
-    assert feed(GOOD, 30) == []
-    assert feed.until_climb() > 30
+    assert feed(GOOD, 1 + 60) == []  # two seconds
+    feed.now_s += 600  # counts as one
+    assert feed.until_climb() == pytest.approx(61, abs=1)
 
 
-def test_the_wait_that_begins_when_inference_outlasts_the_period_is_expected():
-    """40 ms at 30 Hz: frames wait up to 33 ms more, which nothing at 20 ms shows."""
-    scene = Scene(costs_ms=(40.0, 20.0), load=lambda t: 1.0 if t > 2 else 3.0, jitter=0.05)
-    budget = 70.0
-    assert late(scene.run(None, 300, index=0)[100:], budget) > 20
-    controller = SizeController(scene.costs_ms, budget)
-    assert moves(scene.run(controller, 3000)) == [(0, 1)]
-    assert moves(scene.run(SizeController(scene.costs_ms, 100.0), 3000)) == [(0, 1), (1, 0)]
+@pytest.mark.parametrize(
+    ("costs", "overhead", "breaks", "holds"), [((40, 20), 2, 70, 100), ((25, 10), 15, 60, 95)]
+)
+def test_the_wait_that_begins_where_the_worker_outlasts_the_period(costs, overhead, breaks, holds):
+    """At 30 Hz the larger size keeps it busy for 40 ms or more: frames wait up to 33 ms for it,
+    which no frame of the smaller size shows."""
+    scene = Scene(costs, load=lambda t: 1 if t > 2 else 5, overhead_ms=overhead, jitter=0.05)
+    assert late(scene.run(None, 600, index=0)[200:], breaks) > 50
+    assert moves(scene.run(SizeController(costs, breaks), 3000)) == [(0, 1)]
+    assert moves(scene.run(SizeController(costs, holds), 3000)) == [(0, 1), (1, 0)]
 
 
-@pytest.mark.parametrize("rate", [0.2, 5.0, 30.0])
+@pytest.mark.parametrize("rate", [0.2, 2.0, 10.0])
 def test_each_climb_that_fails_doubles_the_wait_for_the_next(rate):
     feed = at_bottom(1 / rate)
     waits = []
-    for _ in range(9):
+    for _ in range(8):
         waits.append(feed.until_climb())
         assert feed(LATE, 3)[0].end == 1
-    seconds = [5, 10, 20, 40, 80, 160, 300, 300, 300]
+    seconds = [5, 10, 20, 40, 80, 160, 300, 300]
     # Below one frame a second, a frame counts as one second.
     expected = [1 + max(60, spell * max(rate, 1)) for spell in seconds]
     assert waits == pytest.approx(expected, abs=1)
@@ -308,6 +329,83 @@ def test_a_climb_that_holds_makes_the_wait_short_again(held_s, next_s):
     assert feed(GOOD, held_s * 30) == []
     assert feed(LATE, 3)[0].end == 1
     assert feed.until_climb() == pytest.approx(1 + 30 * next_s, abs=1)
+
+
+@pytest.mark.parametrize("period_s", [2, 10, 40, 60])
+def test_a_load_that_comes_again_and_again_is_learnt(period_s):
+    scene = Scene((60.0, 20.0), rate_hz=10.0, load=steps(period_s / 2, 3.0), jitter=0.1)
+    done = scene.run(SizeController(scene.costs_ms, 100.0), 6000)
+    assert 1 <= len(moves(done)) <= 9
+    assert moves(done[len(done) // 2 :]) == []
+
+
+def test_a_slow_network_sends_it_down_and_back_up_once():
+    """No size mends the 120 ms; afterwards each size is right again."""
+    scene = Scene((40.0, 20.0, 10.0), transport_ms=lambda t: 120.0 if 10 < t < 30 else 3.0)
+    controller = SizeController(scene.costs_ms, 100.0)
+    assert moves(scene.run(controller, 3000)) == [(0, 2), (2, 1), (1, 0)]
+
+
+# What it tells
+
+
+def test_p95_is_that_of_the_last_100_frames_at_this_size():
+    controller = SizeController((20.0, 10.0), 100.0)
+    feed = Feed(controller)
+    noise = random.Random(0)
+    values = [noise.gauss(50, 10) for _ in range(250)]
+    for count, value in enumerate(values, start=1):
+        feed(value)
+        recent = values[max(0, count - 100) : count]
+        over = [value > controller.p95_ms for value in recent]
+        assert controller.p95_ms in recent
+        assert 20 * sum(over) <= len(recent) < 20 * (sum(over) + 1)
+    assert feed(LATE, 3)
+    assert math.isnan(controller.p95_ms)
+    feed(LATE)
+    assert math.isnan(controller.p95_ms)  # that frame waited behind the larger size
+    feed(GOOD)
+    assert controller.p95_ms == GOOD
+
+
+def test_what_the_smallest_size_needs():
+    controller = SizeController((20.0, 10.0), 100.0)
+    feed = Feed(controller)
+    assert feed(LATE, 3)
+    told = []
+    for latency in (HICCUP, HICCUP, GOOD, LATE, LATE, HICCUP):
+        feed(latency)
+        told.append(controller.needed_ms)
+    assert told == [None, None, None, None, HICCUP, HICCUP]  # the first waited, it does not count
+    feed(LATE, 40)
+    assert controller.needed_ms == LATE  # one frame in 20 took longer
+    feed(GOOD, 100)
+    assert controller.needed_ms is None
+
+
+def test_a_single_size_tells_what_it_needs_and_stays():
+    controller = SizeController((20.0,), 100.0)
+    assert Feed(controller)(LATE, 50) == []
+    assert controller.needed_ms == LATE
+
+
+def test_a_larger_size_needs_nothing_while_a_smaller_one_is_left():
+    controller = SizeController((20.0, 10.0), 100.0)
+    Feed(controller)(LATE, 2)
+    assert controller.needed_ms is None
+
+
+@given(st.lists(st.sampled_from([GOOD, LATE, -5.0]), max_size=60), st.data())
+def test_frames_without_a_time_are_ignored(latencies, data):
+    plain, broken = (SizeController((20.0, 10.0), 100.0) for _ in range(2))
+    for count, latency in enumerate(latencies):
+        now = count / 30
+        junk = [now, latency, 5.0, 1.0]
+        at = data.draw(st.integers(0, 3))
+        junk[at] = data.draw(st.sampled_from([math.nan, math.inf, -math.inf]))
+        assert broken.observe(*junk) is None
+        assert broken.observe(now, latency, 5.0) == plain.observe(now, latency, 5.0)
+        assert repr(broken.p95_ms) == repr(plain.p95_ms)
 
 
 # Under any load
@@ -353,7 +451,7 @@ stretches = st.lists(
 
 
 @given(st.integers(1, 4), stretches, st.sampled_from([5.0, 15.0, 30.0]), st.booleans())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 def test_moves_and_late_frames_are_bounded_for_any_frames(sizes, stretches, rate, hostile):
     """Latencies without any physics; `hostile` ones also break the budget after every climb."""
     controller = SizeController([80.0 * 0.7**i for i in range(sizes)], 100.0)
@@ -367,26 +465,6 @@ def test_moves_and_late_frames_are_bounded_for_any_frames(sizes, stretches, rate
             done.append(Labelled(now, index, latency, move))
     if done and done[-1].time_s < 300:
         check_bounds(done, 100.0, sizes)
-
-
-def sawtooth(period_s: float, factor: float) -> Callable[[float], float]:
-    return lambda t: 1 + (factor - 1) * (t % period_s) / period_s
-
-
-def steps(period_s: float, factor: float) -> Callable[[float], float]:
-    return lambda t: factor if int(t / period_s) % 2 else 1.0
-
-
-def erratic(period_s: float, factor: float) -> Callable[[float], float]:
-    return lambda t: random.Random(int(t / period_s)).uniform(1, factor)
-
-
-def ramp(period_s: float, factor: float) -> Callable[[float], float]:
-    return lambda t: 1 + (factor - 1) * min(t / (10 * period_s), 1)
-
-
-def calming(period_s: float, factor: float) -> Callable[[float], float]:
-    return lambda t: 4 * factor if t < period_s / 10 else factor
 
 
 @st.composite
@@ -408,7 +486,7 @@ def scenes(draw: st.DrawFn, *shapes: Callable, jitters: tuple[float, ...]) -> tu
 
 
 @given(scenes(steps, sawtooth, ramp, erratic, jitters=(0.0, 0.1, 0.25)), st.floats(1, 2))
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 def test_the_budget_is_held_where_the_smallest_size_holds_it(case, room):
     scene, slowest = case
     # What the smallest size always holds: a frame waits at most for the one before it.
@@ -426,12 +504,15 @@ def test_a_constant_load_gets_the_largest_size_that_holds_and_keeps_it(case, roo
     stays at that size does; a size in between may be tried now and then."""
     scene, slowest = case
     budget = room * (scene.transport_ms(0) + slowest + scene.overhead_ms)
-    fixed = [scene.run(None, 1000, index)[100:] for index in range(len(scene.costs_ms))]
+    frames = int(max(80 * scene.rate_hz, 600))
+    fixed = [scene.run(None, frames, index) for index in range(len(scene.costs_ms))]
+    fixed = [done[len(done) // 4 :] for done in fixed]
     shares = [late(done, budget) / len(done) for done in fixed]
     assume(all(share == 0 or share > 0.2 for share in shares))
     controller = SizeController(scene.costs_ms, budget)
-    done = scene.run(controller, int(max(80 * scene.rate_hz, 600)))
-    assert moves(done[len(done) // 2 :]) == []
+    done = scene.run(controller, frames)
+    # A climb may come late, where chance keeps the expected latency near the limit.
+    assert all(end < start for start, end in moves(done[len(done) // 2 :]))
     smallest = len(shares) - 1
     assert shares[controller.index] == 0 or controller.index == smallest
     with_room = [late(done, 0.9 * budget) == 0 for done in fixed]

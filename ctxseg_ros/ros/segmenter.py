@@ -337,7 +337,7 @@ class SegmentNode(LifecycleNode):
         try:
             self._loaded = await self._in_thread(lambda: self._open(values))
         except Exception as error:
-            self.get_logger().error(f"refused: {_reason(error)}. What ran before goes on")
+            self.get_logger().warning(f"refused: {_reason(error)}. What ran before goes on")
             raise
         self.get_logger().info(
             f"{self._loaded.info.name} was loaded in {time.monotonic() - started:.1f} s beside "

@@ -34,7 +34,7 @@ from ctxseg_ros.ros.segmenter import SegmentNode
 from ctxseg_ros.ros.settings import SETTINGS
 
 BATCHES = settings(
-    max_examples=25,
+    max_examples=20,
     deadline=None,
     phases=[Phase.generate],  # one node sees all batches: nothing can be shrunk
     suppress_health_check=list(HealthCheck),
@@ -42,6 +42,7 @@ BATCHES = settings(
 )
 DEEP = QoSProfile(depth=1000)
 FEW = FRAMES_DEPTH - 1
+NEW_TIMELINE = 3  # good frames after which a node has forgotten a stamp in the future
 LIMIT = 100_000  # bytes of a random frame
 
 
@@ -241,7 +242,7 @@ class Traffic:
         self._outputs = outputs
         self._sizes: dict[tuple[int, int, str], set[tuple[int, int] | None]] = {}
         self.sent = self.unreadable = 0
-        self.send_good_until_labelled()  # the outputs are connected
+        self._connect()
         self._before = totals(graph)
         self.sent = 0
 
@@ -257,28 +258,26 @@ class Traffic:
 
         The reader's queue holds them all: none is lost.
         """
-        for number, message in enumerate(messages):
+        for number, message in enumerate(messages, 1):
+            self.send(message)
             if number % FEW == 0:
                 self.send_good()
-            self.send(message)
         self.send_good()
 
-    def send_good(self, timeout_s: float = 60.0) -> None:
-        """Send a good frame, once, and wait for its labels."""
-        message = stamped(self._good())
-        self.send(message)
-        self._wait(lambda: self._labelled(message), timeout_s)
+    def send_good(self, number: int = 1) -> None:
+        """Send good frames, and wait for the last one's labels."""
+        for _ in range(number):
+            message = stamped(self._good())
+            self.send(message)
+        self._wait(lambda: self._labelled(message))
 
-    def send_good_until_labelled(self) -> int:
-        """How many good frames it took."""
-        for number in range(1, 20):
-            with contextlib.suppress(AssertionError):
-                self.send_good(timeout_s=2.0)
-                return number
-        raise AssertionError("no good frame is labelled")
+    def _connect(self) -> None:
+        while not self._outputs["labels"]:
+            self.send(stamped(self._good()))
+            time.sleep(0.1)
 
     def _labelled(self, message: Any) -> bool:
-        newest = self._outputs["labels"][-3 * FEW :]
+        newest = self._outputs["labels"][-2 * FRAMES_DEPTH :]
         return any(key(item) == key(message) for item in newest)
 
     def check(self) -> dict[str, int]:
@@ -355,3 +354,394 @@ def test_thousands_of_random_images_and_camera_infos(
     assert counts["dropped_malformed"] == traffic.unreadable > 0
     assert counts["dropped_inference_error"] == counts["dropped_out_of_order"] == 0
     assert running.state() == "active"
+
+
+STAMPS = st.one_of(
+    st.sampled_from([(0, 0), (-1, 10**9), (2**31 - 1, 2**32 - 1), (-(2**31), 0), (1, 0)]),
+    st.tuples(st.integers(-(2**31), 2**31 - 1), st.integers(0, 2**32 - 1)),
+)
+
+
+def test_random_stamps(running: Any, images: Any, wait: Any, image_message: Any) -> None:
+    serial = itertools.count()
+    unstamped = 0
+    with listening(running, labels=Image, confidence=Image) as outputs:
+        traffic = Traffic(running, wait, images, image_message, raw_size, outputs)
+
+        @BATCHES
+        @given(st.lists(STAMPS, min_size=20, max_size=100), st.integers(1, 9))
+        def batch(stamps: list[tuple[int, int]], side: int) -> None:
+            nonlocal unstamped
+            for start in range(0, len(stamps), FRAMES_DEPTH - NEW_TIMELINE):
+                for sec, nanosec in stamps[start : start + FRAMES_DEPTH - NEW_TIMELINE]:
+                    message = frame(side, side, "mono8")
+                    message.header.stamp = Time(sec=sec, nanosec=nanosec)
+                    message.header.frame_id = f"frame {next(serial)}"
+                    unstamped += sec * 10**9 + nanosec == 0
+                    traffic.send(message)
+                # Behind a stamp in the future the first two are refused.
+                traffic.send_good(NEW_TIMELINE)
+
+        batch()
+        counts = traffic.check()
+    assert counts["unstamped"] == unstamped > 0
+    assert counts["dropped_out_of_order"] > 0
+    assert counts["dropped_malformed"] == counts["dropped_inference_error"] == 0
+    figures = [float(text) for name, text in running.values().items() if "_p9" in name]
+    assert figures and all(0 <= figure < math.inf for figure in figures)
+
+
+def test_frames_of_every_shape(running: Any, images: Any, wait: Any, image_message: Any) -> None:
+    shapes = [(1, 1), (2, 2), (3, 3), (4000, 1), (1, 4000), (70000, 2), (2, 70000)]
+    wanted = dict.fromkeys(("labels", "confidence", "color", "overlay"), Image)
+    with listening(running, **wanted) as outputs:
+        traffic = Traffic(running, wait, images, image_message, raw_size, outputs)
+        for width, height in shapes:
+            for encoding in ENCODINGS:
+                if rows_of(encoding, width, height):
+                    traffic.send(frame(width, height, encoding))
+                    traffic.send_good()
+        counts = traffic.check()
+        assert counts["frames_labelled"] == traffic.sent - counts["dropped_queue"]
+        wait(lambda: sizes(outputs["color"]) & sizes(outputs["overlay"]) >= set(shapes))
+        assert sizes(outputs["labels"]) >= set(shapes)
+
+
+def sizes(messages: list[Image]) -> set[tuple[int, int]]:
+    return {(message.width, message.height) for message in messages}
+
+
+@pytest.mark.parametrize("encoding", ["mono8", "nv12"])
+def test_frames_of_8k(running: Any, images: Any, wait: Any, encoding: str) -> None:
+    message = frame(7680, 4320, encoding)
+    with listening(running, labels=Image, confidence=Image) as outputs:
+
+        def labelled() -> bool:
+            images.publish(stamped(message))
+            time.sleep(1.0)
+            return bool(outputs["labels"] and outputs["confidence"])
+
+        wait(labelled)
+        for output in (outputs["labels"][0], outputs["confidence"][0]):
+            assert (output.width, output.height, output.step) == (7680, 4320, 7680)
+            assert len(output.data) == 7680 * 4320
+
+
+def test_8k_in_colour(
+    graph_with: Callable[..., Any], model_factory: Callable[..., Path], wait: Any
+) -> None:
+    # 100 MB are more than the shared memory of the transport holds.
+    graph = graph_with(model=model_factory(), device="cpu")
+    node = graph.add(SegmentNode())
+    graph.wait_for_state("active")
+    message = frame(7680, 4320, "rgb8")
+    with listening(graph, labels=Image) as outputs:
+        stream, publishers = node._cameras[""]
+        wait(lambda: "labels" in publishers.wanted())
+        stream._on_frame(message, {})
+        wait(lambda: outputs["labels"])
+    assert outputs["labels"][0].header == message.header
+    assert (outputs["labels"][0].width, outputs["labels"][0].height) == (7680, 4320)
+
+
+def test_a_publisher_of_1000_hz(running: Any, images: Any, wait: Any, image_message: Any) -> None:
+    message = frame(16, 16, "mono8")
+    with listening(running, labels=Image) as outputs:
+        traffic = Traffic(running, wait, images, image_message, raw_size, outputs)
+        before = totals(running)
+        traffic.send_good()  # from here on gaps are seen
+        sent = itertools.count(1)
+        number = next(sent)
+        stop = threading.Event()
+
+        def publish() -> None:
+            nonlocal number
+            while not stop.wait(0.001):
+                images.publish(stamped(message))
+                number = next(sent)
+
+        thread = threading.Thread(target=publish)
+        thread.start()
+        try:
+            wait(lambda: number > 500)
+            assert running.get("overlay_alpha") == 0.5
+            assert running.state() == "active"
+            wait(lambda: number > 2000)
+        finally:
+            stop.set()
+            thread.join()
+        traffic.send_good()
+        after = totals(running)
+    found = {name: after[name] - before[name] for name in after}
+    assert found["frames_received"] + found["lost_transport"] == number + 1
+    assert found["frames_labelled"] > 0
+    dropped = sum(count for name, count in found.items() if name.startswith("dropped_"))
+    assert found["frames_received"] == found["frames_labelled"] + dropped
+    assert found["dropped_queue"] == dropped
+
+
+def test_a_publisher_of_0_hz(
+    graph: Any, model_factory: Callable[..., Path], wait: Any, image_message: Any
+) -> None:
+    graph.start("segment_node", model=model_factory(), device="cpu")
+    wait(lambda: graph.status() and graph.status().level == DiagnosticStatus.STALE)
+    assert "nobody publishes /image: start the camera" in graph.status().message
+    images = graph.publisher(Image, "image")
+    wait(lambda: "though 1 publish it" in graph.status().message)
+    assert "no frame on /image for" in graph.status().message
+    assert graph.status().level == DiagnosticStatus.STALE
+    images.publish(image_message())
+    wait(lambda: graph.status().level == DiagnosticStatus.OK)
+
+
+# Compressed images
+
+
+def decoded_size(message: CompressedImage) -> tuple[int, int] | None:
+    """What OpenCV makes of the data. The node refuses more: what is cut off, and depth."""
+    data = np.frombuffer(message.data, np.uint8)
+    try:
+        pixels = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:
+        return None
+    return None if pixels is None else (pixels.shape[1], pixels.shape[0])
+
+
+@pytest.fixture
+def compressed(graph: Any, model_factory: Callable[..., Path], wait: Any) -> Iterator[Traffic]:
+    """Traffic to a node that reads CompressedImages."""
+    graph.start("segment_node", model=model_factory(), device="cpu", image_transport="compressed")
+    publisher = graph.publisher(CompressedImage, "image/compressed", DEEP)
+    with listening(graph, labels=Image, confidence=Image, overlay=Image) as outputs:
+        good = CompressedImage(format="jpeg", data=FILES[0])
+        yield Traffic(graph, wait, publisher, lambda: good, decoded_size, outputs)
+
+
+def test_files_that_are_cut_off_are_never_labelled_and_nonsense_does_no_harm(
+    compressed: Traffic,
+) -> None:
+    cuts = [data[:at] for data in FILES for at in {0, 1, 8, 20, len(data) // 2, len(data) - 1}]
+    compressed.send_all(stamped(CompressedImage(format="jpeg", data=data)) for data in cuts)
+    assert compressed.check()["dropped_malformed"] == len(cuts)
+
+    @BATCHES
+    @given(st.lists(compressed_frames(), min_size=30, max_size=90))
+    def batch(frames: list[CompressedImage]) -> None:
+        compressed.send_all(stamped(message) for message in frames)
+
+    batch()
+    counts = compressed.check()
+    assert counts["frames_labelled"] > 0
+    assert counts["dropped_malformed"] > len(cuts)
+    assert counts["dropped_inference_error"] == counts["dropped_out_of_order"] == 0
+
+
+# Parameters
+
+WRONG = {
+    ParameterType.PARAMETER_NOT_SET: {},
+    ParameterType.PARAMETER_BOOL: {"bool_value": True},
+    ParameterType.PARAMETER_INTEGER: {"integer_value": 1},
+    ParameterType.PARAMETER_DOUBLE: {"double_value": 0.5},
+    ParameterType.PARAMETER_STRING: {"string_value": "many"},
+    ParameterType.PARAMETER_BYTE_ARRAY: {"byte_array_value": [b"\x01"]},
+    ParameterType.PARAMETER_BOOL_ARRAY: {"bool_array_value": [True]},
+    ParameterType.PARAMETER_INTEGER_ARRAY: {"integer_array_value": [1, 2]},
+    ParameterType.PARAMETER_DOUBLE_ARRAY: {"double_array_value": [0.5]},
+    ParameterType.PARAMETER_STRING_ARRAY: {"string_array_value": ["many words"]},
+}
+RIGHT = {
+    float: {ParameterType.PARAMETER_INTEGER, ParameterType.PARAMETER_DOUBLE},
+    int: {ParameterType.PARAMETER_INTEGER},
+    bool: {ParameterType.PARAMETER_BOOL},
+    str: {ParameterType.PARAMETER_STRING},
+    list: {ParameterType.PARAMETER_STRING_ARRAY},
+}
+WORDS = {
+    "input_sizes": [["0x0"], ["wide"], ["32"], ["-16x16"], ["32x48x3"], ["100000x16"], ["32X48"]],
+    "cameras": [["a b"], ["a/b"], ["1a"], ["\u00e4"], ["a", "a"], [".."]],
+    "device": ["", "CPU", "cpu ", "gpu"],
+    "image_transport": ["", "RAW", "theora"],
+    "input_reliability": ["", "Auto", "best effort"],
+}
+"""Texts that a parameter of the right type must refuse."""
+ACTIVE = [name for name, item in SETTINGS.items() if not item.fixed]
+FIXED = [name for name, item in SETTINGS.items() if item.fixed]
+
+
+def value_of(value: Any) -> ParameterValue:
+    """A number, a text, or texts as a parameter's value."""
+    if isinstance(value, int):
+        return ParameterValue(type=ParameterType.PARAMETER_INTEGER, integer_value=value)
+    if isinstance(value, float):
+        return ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=value)
+    if isinstance(value, str):
+        return ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=value)
+    return ParameterValue(type=ParameterType.PARAMETER_STRING_ARRAY, string_array_value=value)
+
+
+def wrong_types(name: str) -> list[ParameterValue]:
+    right = RIGHT[type(SETTINGS[name].default)]
+    return [ParameterValue(type=kind, **WRONG[kind]) for kind in WRONG if kind not in right]
+
+
+def out_of_range(name: str) -> list[ParameterValue]:
+    """Beyond each end, just and far; nothing for settings without ends."""
+    if SETTINGS[name].limits is None:
+        return []
+    low, high = SETTINGS[name].limits
+    values: list[float] = [math.floor(low) - 1, math.ceil(high) + 1, -(2**63), 2**63 - 1]
+    if isinstance(low, float):
+        values += [math.nextafter(low, -math.inf), high + 1e-3, math.inf, -math.inf, math.nan]
+    return [value_of(value) for value in values]
+
+
+def set_each(graph: Any, *pairs: tuple[str, ParameterValue]) -> list[Any]:
+    """The results of setting these, one after the other."""
+    request = SetParameters.Request(parameters=[Parameter(name=n, value=v) for n, v in pairs])
+    return list(graph.call(SetParameters, "/segment/set_parameters", request).results)
+
+
+def assert_refused(graph: Any, name: str) -> None:
+    """Every bad value of a parameter, with what is allowed."""
+    setting = SETTINGS[name]
+    before = graph.get(name)
+    values = wrong_types(name) + [value_of(value) for value in WORDS.get(name, [])]
+    for result in set_each(graph, *((name, value) for value in values)):
+        assert not result.successful and name in result.reason
+        assert setting.allowed in result.reason or (
+            setting.read_only and "read-only" in result.reason
+        )
+    for result in set_each(graph, *((name, value) for value in out_of_range(name))):
+        assert not result.successful and name in result.reason
+        assert all(f"{end:g}" in result.reason for end in setting.limits)
+    assert graph.get(name) == before
+
+
+@pytest.mark.parametrize("name", ACTIVE)
+def test_every_bad_value_is_refused_with_what_is_allowed(running: Any, name: str) -> None:
+    assert_refused(running, name)
+
+
+def test_so_are_the_fixed_ones_of_a_node_that_is_not_configured(running: Any) -> None:
+    for name in FIXED:
+        for result in set_each(running, *((name, value) for value in wrong_types(name))):
+            assert not result.successful and "clean up" in result.reason
+    assert running.transition("deactivate") and running.transition("cleanup")
+    try:
+        for name in FIXED:
+            assert_refused(running, name)
+    finally:
+        assert running.transition("configure") and running.transition("activate")
+
+
+def test_names_that_nobody_declared_are_refused(running: Any) -> None:
+    names = ["", "nonsense", "overlay_alpha.x", "OVERLAY_ALPHA", "\u00e4", "%s", "a" * 5000]
+    values = [ParameterValue(), value_of(1), value_of("x")]
+    pairs = [(name, value) for name in names for value in values]
+    for (name, _), result in zip(pairs, set_each(running, *pairs), strict=True):
+        assert not result.successful and name in result.reason
+    answer = running.call(ListParameters, "/segment/list_parameters", ListParameters.Request())
+    assert not set(names) & set(answer.result.names)
+
+
+def test_types_that_there_are_not_are_refused(running: Any) -> None:
+    names = [*SETTINGS, "use_sim_time", "class_names", "nonsense"]
+    pairs = [(name, ParameterValue(type=kind)) for name in names for kind in (99, 255)]
+    for result in set_each(running, *pairs):
+        assert not result.successful and result.reason
+    assert running.state() == "active"
+
+
+def test_parameters_beside_the_settings_are_refused_as_well(running: Any) -> None:
+    wrong = [ParameterValue(), value_of(1), value_of("true"), value_of(["true"])]
+    for result in set_each(running, *(("use_sim_time", value) for value in wrong)):
+        assert not result.successful and result.reason
+    for result in set_each(running, *(("class_names", value) for value in wrong)):
+        assert not result.successful and "what the model says" in result.reason
+    assert running.get("use_sim_time") is False
+    assert running.get("class_names") == ["class 0", "class 1", "class 2", "class 3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("min_confidence", value_of(7.0)),
+        ("min_confidence", value_of("high")),
+        ("overlay_alpha", value_of(9.0)),  # once more, and badly
+        ("model", value_of("another")),
+        ("cameras", value_of(["front"])),
+        ("autostart", ParameterValue(type=ParameterType.PARAMETER_BOOL, bool_value=True)),
+        ("nonsense", value_of(1)),
+        ("use_sim_time", value_of(1)),
+        ("latency_budget_ms", ParameterValue(type=99)),
+    ],
+)
+def test_one_bad_value_among_good_ones_changes_nothing(
+    running: Any, name: str, value: ParameterValue
+) -> None:
+    good = {"overlay_alpha": 0.9, "max_age_ms": 700.0, "device": "auto"}
+    before = {key: running.get(key) for key in good}
+    assert all(before[key] != good[key] for key in good)
+    bad = Parameter(name=name, value=value)
+    for place in range(len(good) + 1):
+        parameters = [Parameter(name=key, value=value_of(item)) for key, item in good.items()]
+        parameters.insert(place, bad)
+        request = SetParametersAtomically.Request(parameters=parameters)
+        service = "/segment/set_parameters_atomically"
+        result = running.call(SetParametersAtomically, service, request).result
+        assert not result.successful and result.reason
+    assert {key: running.get(key) for key in good} == before
+    running.counts()  # a new report
+    assert running.values()["device"] == "cpu"
+
+
+BAD_STARTS = {
+    "model": 3,
+    "device": "gpu",
+    "input_sizes": "[wide]",
+    "latency_budget_ms": -1,
+    "max_age_ms": "soon",
+    "min_confidence": 1.01,
+    "label_groups": "[a, b]",
+    "attention_mass": 0.0,
+    "attention_head": 64,
+    "overlay_alpha": True,
+    "cameras": "['front camera']",
+    "image_transport": "pigeon",
+    "input_reliability": "[1, 2]",
+}
+
+
+def test_bad_start_values_are_all_said_and_can_be_mended(
+    graph: Any, model_factory: Callable[..., Path], wait: Any
+) -> None:
+    assert set(BAD_STARTS) | {"autostart"} == set(SETTINGS)
+    graph.start("segment_node", **BAD_STARTS)
+    wait(lambda: graph.status() and graph.status().level == DiagnosticStatus.ERROR)
+    for name in BAD_STARTS:
+        limits = SETTINGS[name].limits
+        ends = [] if limits is None else [f"{end:g}" for end in limits]
+        said = graph.status().message
+        assert name in said
+        assert SETTINGS[name].allowed in said or all(end in said for end in ends)
+    assert graph.state() == "unconfigured"
+    good = {name: SETTINGS[name].default for name in BAD_STARTS}
+    good |= {"model": str(model_factory()), "device": "cpu"}
+    for name in list(good)[1:]:
+        assert graph.set(name, good[name]) == (True, "")
+    assert not graph.transition("configure")
+    wait(lambda: "overlay_alpha" not in graph.status().message)
+    assert "model must be text, not 3" in graph.status().message
+    assert graph.set("model", good["model"])[0]
+    assert graph.transition("configure") and graph.transition("activate")
+    wait(lambda: graph.values()["state"] == "active")
+    assert graph.status().level != DiagnosticStatus.ERROR
+
+
+@pytest.mark.parametrize("name", ["autostart", "class_names"])
+def test_a_bad_start_value_of_what_cannot_be_set_is_said(graph: Any, wait: Any, name: str) -> None:
+    graph.start("segment_node", **{name: 3})
+    wait(lambda: graph.status() and graph.status().level == DiagnosticStatus.ERROR)
+    assert f"{name} must be" in graph.status().message and "not 3" in graph.status().message
+    assert graph.state() == "unconfigured"
