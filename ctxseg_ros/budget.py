@@ -114,9 +114,9 @@ class SizeController:
     ) -> Move | None:
         """Count a frame labelled at the present size; returns the move if that changes `index`.
 
-        now_s: when it was published, on any clock that does not jump. latency_ms: its age then.
-        inference_ms: the part of it that depends on the size. publish_ms: what else it kept the
-        worker busy. A frame with NaN or infinity in any of them is ignored.
+        now_s: when it was published, on any clock; a jump of it counts as a pause. latency_ms: its
+        age then. inference_ms: the part of that which depends on the size. publish_ms: what else it
+        kept the worker busy. A frame with NaN or infinity in any of them is ignored.
         """
         if not all(map(math.isfinite, (now_s, latency_ms, inference_ms, publish_ms))):
             return None

@@ -97,7 +97,7 @@ def open_engine(spec: EngineSpec, log: logging.Logger) -> Engine:
             opened.callback(runtime.close)
             runtimes.append(runtime)
             device = runtime.device
-        costs = [fastest_ms(runtime) for runtime in runtimes]
+        costs = fastest_ms(runtimes)
         heads = _heads(runtimes[0]) if info.task == "attention" else 0
         opened.pop_all()
     return Engine(spec, info, tuple(runtimes), tuple(costs), groups, classes, colours, heads)

@@ -326,7 +326,7 @@ def test_openvino_takes_the_faster_precision_where_it_may_choose(
     monkeypatch.setattr(
         open_vino,
         "fastest_ms",
-        lambda runtime: 10.0 if runtime.precision == faster else 20.0,
+        lambda runtimes: [10.0 if item.precision == faster else 20.0 for item in runtimes],
     )
     with caplog.at_level("INFO"):
         runtime = open_runtime(info, device="openvino")

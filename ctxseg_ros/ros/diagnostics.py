@@ -5,7 +5,7 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -159,6 +159,7 @@ class CameraHealth:
 
     topic: str
     blocked: str | None = None
+    unmatched: Sequence[str] = ()
     publishers: int = 0
     silence_s: float = 0.0
     last_error: str = ""
@@ -171,12 +172,12 @@ class CameraHealth:
 
     def findings(self) -> list[Finding]:
         """What needs somebody, and last what is well."""
+        found: list[Finding] = [(WARN, sentence) for sentence in self.unmatched]
         if self.blocked:
-            return [(ERROR, self.blocked)]
+            return [(ERROR, self.blocked), *found]
         if self.silence_s > SILENCE_S:
-            return [(STALE, self._silence())]
+            return [(STALE, self._silence()), *found]
         recent, topic = self.recent, self.topic
-        found: list[Finding] = []
         if recent["inference_error"]:
             found.append(
                 (ERROR, f"{recent['inference_error']} frames of {topic} failed: {self.last_error}")

@@ -46,6 +46,7 @@ class CameraOutputs:
     def __init__(self, node: Node, camera: str, settings: Settings) -> None:
         self._node = node
         self._settings = settings
+        self._suspects: set[Publisher] = set()  # with a subscriber that once did not match
         prefix = f"~/{camera}/" if camera else "~/"
         self._publishers: dict[str, Publisher] = {
             name: self._publisher(Image, prefix + name) for name in IMAGES
@@ -135,19 +136,24 @@ class CameraOutputs:
             topic,
             qos.OUTPUT,
             event_callbacks=PublisherEventCallbacks(
-                incompatible_qos=lambda _: self._on_incompatible_subscriber(publisher)
+                incompatible_qos=lambda _: self._suspects.add(publisher)
             ),
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
         return publisher
 
-    def _on_incompatible_subscriber(self, publisher: Publisher) -> None:
-        topic = publisher.topic_name
-        subscribers = self._node.get_subscriptions_info_by_topic(topic)
-        self._node.get_logger().error(
-            qos.subscriber_mismatch(topic, publisher.qos_profile, subscribers),
-            throttle_duration_sec=THROTTLE_S,
-        )
+    def unmatched(self) -> list[str]:
+        """A sentence for each topic that has a subscriber which asks for more than it offers."""
+        said = []
+        for publisher in list(self._suspects):
+            topic = publisher.topic_name
+            subscribers = self._node.get_subscriptions_info_by_topic(topic)
+            sentence = qos.subscriber_mismatch(topic, publisher.qos_profile, subscribers)
+            if sentence is None:
+                self._suspects.remove(publisher)
+            else:
+                said.append(sentence)
+        return said
 
 
 @functools.lru_cache(maxsize=8)

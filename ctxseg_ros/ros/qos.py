@@ -75,13 +75,16 @@ def mismatch(
 
 def subscriber_mismatch(
     topic: str, offered: QoSProfile, subscribers: Sequence[TopicEndpointInfo]
-) -> str:
-    """Who gets nothing from this node's publisher, with both sides' settings and the fix."""
+) -> str | None:
+    """Who gets nothing from this node's publisher, with both sides' settings and the fix, or
+    None."""
     refused = [item for item in subscribers if _why_not(offered, item.qos_profile)]
+    if not refused:
+        return None
     asked = [f"{_node(item)} asks for {describe(item.qos_profile)}" for item in refused]
     return (
         f"a subscriber of {topic} gets nothing: this node offers {describe(offered)}; "
-        f"{'; '.join(asked) or 'it asks for more'}: let it ask for that or less"
+        f"{'; '.join(asked)}: let it ask for that or less"
     )
 
 

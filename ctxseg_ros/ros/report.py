@@ -134,6 +134,7 @@ def _camera_health(stream: CameraStream, settings: Settings) -> CameraHealth:
     return CameraHealth(
         topic=stream.topic,
         blocked=stream.blocked,
+        unmatched=stream.unmatched,
         publishers=stream.publishers,
         silence_s=stream.silence_s,
         last_error=stream.last_error,

@@ -421,10 +421,13 @@ class SegmentNode(LifecycleNode):
         return running.trouble if running is not None else ""
 
     def _every_second(self) -> None:
-        for stream, _ in self._cameras.values():
+        for stream, outputs in self._cameras.values():
             stream.follow_publishers()
+            stream.unmatched = outputs.unmatched()
             if stream.blocked:
                 self.get_logger().error(stream.blocked, throttle_duration_sec=THROTTLE_S)
+            for sentence in stream.unmatched:
+                self.get_logger().warning(sentence, throttle_duration_sec=THROTTLE_S)
         self._publish_diagnostics()
         for stream, _ in self._cameras.values():
             stream.sample()

@@ -60,6 +60,7 @@ class CameraStream:
         self.camera_info: CameraInfo | None = None
         self.encoding = "none yet"
         self.blocked: str | None = None  # why no frame can arrive
+        self.unmatched: list[str] = []  # whose subscription to the labels and so on cannot match
         self.last_error = ""
         self.read_delay_ms = 0.0  # from arrival in the process to the callback
         self.gaps_known = True  # False: several publishers, or messages without numbers

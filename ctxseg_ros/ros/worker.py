@@ -144,15 +144,18 @@ class Worker:
         self._latency.add(stages)
         stream.counts.add("labelled")
         running.recovery.frame_done(engine.device)
-        move = controller.observe(times.published, stages["total"], stages["inference"])
-        if move is not None:
-            self._log_move(engine, move)
         try:
             if "camera_info" in wanted:
                 self._publish_camera_info(frame, stream, outputs)
             outputs.publish_pictures(frame, prediction, engine, wanted)
         except Exception as error:  # the labels are out: as a frame it is no failure
             self._log.error(f"beside the labels: {error}", throttle_duration_sec=THROTTLE_S)
+        # The pictures are nobody's latency but the next frame's.
+        publish_ms = (time.monotonic() - times.finished) * 1e3
+        total_ms, inference_ms = stages["total"], stages["inference"]
+        move = controller.observe(times.published, total_ms, inference_ms, publish_ms)
+        if move is not None:
+            self._log_move(engine, move)
 
     def _input(self, size: tuple[int, int]) -> NDArray[np.uint8]:
         if self._buffer.shape[:2] != size:

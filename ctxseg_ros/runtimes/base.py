@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every runtime offers, and the checks that all of them share."""
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -104,13 +105,17 @@ def pattern_image(size: tuple[int, int]) -> NDArray[np.uint8]:
     return np.clip(np.stack(planes, axis=-1) + noise, 0, 255).astype(np.uint8)
 
 
-def fastest_ms(runtime: Runtime) -> float:
-    """The fastest of a few runs: what else the machine does only ever adds to them."""
-    image = pattern_image(runtime.size)
-    runtime.run(image)
-    best = float("inf")
-    for _ in range(_TRIALS):
-        start = time.perf_counter()
-        runtime.run(image)
-        best = min(best, time.perf_counter() - start)
-    return best * 1e3
+def fastest_ms(runtimes: Sequence[Runtime]) -> list[float]:
+    """The fastest of a few runs of each: what else the machine does only ever adds to them.
+
+    They take turns, so that a busy moment meets all of them alike.
+    """
+    images = [pattern_image(runtime.size) for runtime in runtimes]
+    best = [math.inf] * len(runtimes)
+    for number in range(1 + _TRIALS):
+        for place, (runtime, image) in enumerate(zip(runtimes, images, strict=True)):
+            start = time.perf_counter()
+            runtime.run(image)
+            if number:  # the first run warms the caches
+                best[place] = min(best[place], time.perf_counter() - start)
+    return [seconds * 1e3 for seconds in best]

@@ -104,7 +104,7 @@ def _open_the_faster(
         log.info(f"{info.name}: fp32, for {reason}")
         return full
     half = OpenVinoRuntime(model, info, size, "bf16")
-    costs_ms = {runtime: fastest_ms(runtime) for runtime in (full, half)}
+    costs_ms = dict(zip((full, half), fastest_ms((full, half)), strict=True))
     faster, slower = sorted(costs_ms, key=lambda runtime: costs_ms[runtime])
     log.info(
         f"{info.name}: {faster.precision} takes {costs_ms[faster]:.1f} ms, "

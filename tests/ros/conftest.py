@@ -316,7 +316,9 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     """A stage on which every node of this process opens its models."""
     stage = Stage()
     monkeypatch.setattr(engine, "open_runtime", stage.open)
-    monkeypatch.setattr(engine, "fastest_ms", lambda item: stage.costs_ms.get(item.size, 1.0))
+    monkeypatch.setattr(
+        engine, "fastest_ms", lambda items: [stage.costs_ms.get(item.size, 1.0) for item in items]
+    )
     there = dict.fromkeys(DEVICES, "not on this stage")
     monkeypatch.setattr(worker, "devices", lambda: there | {"openvino": None, "cpu": None})
     yield stage

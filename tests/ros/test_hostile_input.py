@@ -101,15 +101,22 @@ UNSIGNED = st.sampled_from([0, 1, 2**16, 2**31, 2**32 - 1]) | st.integers(0, 2**
 
 @st.composite
 def raw_frames(draw: Any) -> Image:
-    """Of three Images about one is whole."""
-    encoding = draw(st.sampled_from(ENCODINGS) | st.sampled_from(ENCODINGS) | NONSENSE)
+    """Whole ones, those of which one field lies, and nonsense."""
+    lies = st.sampled_from(["", "", "", "encoding", "size", "step", "data", "everything"])
+    lie = draw(lies)
+    encoding = draw(NONSENSE if lie in ("encoding", "everything") else st.sampled_from(ENCODINGS))
     width, height = draw(SIDES), draw(SIDES)
+    if not rows_of(encoding, width, height):
+        width, height = 2 * width + 2, 2 * height + 2
     row, rows = rows_of(encoding, width, height) or (3 * width, height)
-    step = draw(st.sampled_from([row, row, row + 1, row + 7, row - 1]) | UNSIGNED)
-    length = min(step * rows, LIMIT) + draw(st.sampled_from([0, 0, 0, 0, 1, 100, -1, -LIMIT]))
-    if draw(st.integers(0, 4)) == 0:
+    step = row + draw(st.sampled_from([0, 1, 7]))
+    if lie in ("step", "everything"):
+        step = draw(st.sampled_from([0, row - 1, row + 1000]) | UNSIGNED)
+    length = min(step * rows, LIMIT)
+    if lie in ("data", "everything"):
+        length = max(length + draw(st.sampled_from([-LIMIT, -row, -1, 1])), 0)
+    if lie in ("size", "everything"):
         width, height = draw(st.permutations([draw(UNSIGNED), height]))
-    data = random.Random(length).randbytes(max(length, 0))
     return Image(
         header=Header(frame_id=draw(TEXTS)),
         width=width,
@@ -117,7 +124,7 @@ def raw_frames(draw: Any) -> Image:
         encoding=encoding,
         is_bigendian=draw(st.integers(0, 255)),
         step=step,
-        data=array.array("B", data),
+        data=array.array("B", random.Random(length).randbytes(length)),
     )
 
 

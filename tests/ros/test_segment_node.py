@@ -217,11 +217,13 @@ def test_every_legal_round_ends_active_and_labels(
 
 
 def test_a_subscriber_that_cannot_match_is_told(running: Any, wait: Any) -> None:
-    log = running._processes[0]
     profile = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-    running.collect(Image, "/segment/labels", profile)
-    wait(lambda: "a subscriber of /segment/labels gets nothing" in log.output)
-    assert "this node offers reliable, volatile" in log.output
+    asking = running.node.create_subscription(Image, "/segment/labels", print, profile)
+    said = "a subscriber of /segment/labels gets nothing: this node offers reliable, volatile"
+    wait(lambda: said in running.status().message)
+    assert said in running._processes[0].output
+    running.node.destroy_subscription(asking)
+    wait(lambda: said not in running.status().message)
 
 
 def test_input_auto_follows_the_publisher_and_back(

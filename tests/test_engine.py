@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model at several sizes, and what becomes of its predictions."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from ctxseg_ros import engine as engine_module
+from ctxseg_ros.engine import Engine, EngineSpec, open_engine, regrouped
+from ctxseg_ros.label_groups import LabelGroupsError
+from ctxseg_ros.model_file import ModelFileError
+from ctxseg_ros.prediction import Prediction
+from ctxseg_ros.runtimes import RuntimeUnavailable, open_runtime
+
+LOG = logging.getLogger("test")
+GROUPS = """
+groups:
+- {name: light, colour: [200, 100, 0], classes: [class 2, class 3]}
+- {name: rest, colour: [0, 50, 250], classes: rest}
+unlabelled: [class 0]
+"""
+
+
+@pytest.fixture
+def spec(model_factory: Callable[..., Path]) -> EngineSpec:
+    return EngineSpec(str(model_factory()), "cpu", ((64, 96), (32, 48)), "")
+
+
+@pytest.fixture
+def groups(tmp_path: Path) -> str:
+    path = tmp_path / "groups.yaml"
+    path.write_text(GROUPS)
+    return str(path)
+
+
+def test_every_size_is_open_and_measured_on_one_device(spec: EngineSpec) -> None:
+    engine = open_engine(dataclasses.replace(spec, device="auto"), LOG)
+    assert [runtime.size for runtime in engine.runtimes] == [(64, 96), (32, 48)]
+    assert {runtime.device for runtime in engine.runtimes} == {engine.device}
+    assert len(engine.costs_ms) == 2 and min(engine.costs_ms) > 0
+    assert engine.heads == 0 and len(engine.classes) == 4
+    engine.close()
+    with pytest.raises(RuntimeError):
+        engine.runtimes[1].run(np.zeros((32, 48, 3), np.uint8))
+
+
+def test_without_sizes_it_is_the_models_own(
+    spec: EngineSpec, model_factory: Callable[..., Path]
+) -> None:
+    for options in ({}, {"fixed": True}):
+        own = EngineSpec(str(model_factory(size=(48, 80), **options)), "cpu", (), "")
+        assert [runtime.size for runtime in open_engine(own, LOG).runtimes] == [(48, 80)]
+
+
+def test_an_attention_model_tells_its_heads(model_factory: Callable[..., Path]) -> None:
+    spec = EngineSpec(str(model_factory(task="attention")), "cpu", (), "")
+    assert open_engine(spec, LOG).heads == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"model": "nonsense"}, ModelFileError, "no model is called"),
+        ({"device": "tensorrt"}, RuntimeUnavailable, "cannot run on tensorrt"),
+        ({"input_sizes": ((64, 90),)}, ValueError, "multiples of 16"),
+        ({"input_sizes": ((32, 48), (64, 96))}, ValueError, "largest to the smallest"),
+        ({"input_sizes": ((32, 48), (32, 48))}, ValueError, "each once"),
+        ({"label_groups": "missing.yaml"}, LabelGroupsError, "missing.yaml"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    spec: EngineSpec, change: dict, error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        open_engine(dataclasses.replace(spec, **change), LOG)
+
+
+def test_sizes_of_one_area_may_follow_each_other(spec: EngineSpec) -> None:
+    engine = open_engine(dataclasses.replace(spec, input_sizes=((64, 48), (48, 64))), LOG)
+    assert len(engine.runtimes) == 2
+
+
+def test_what_is_open_is_closed_if_a_later_size_fails(
+    spec: EngineSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def open_twice(*arguments: object) -> object:
+        if opened:
+            raise MemoryError("too large")
+        opened.append(open_runtime(*arguments))  # type: ignore[arg-type]
+        return opened[0]
+
+    monkeypatch.setattr(engine_module, "open_runtime", open_twice)
+    with pytest.raises(MemoryError):
+        open_engine(spec, LOG)
+    with pytest.raises(RuntimeError):
+        opened[0].run(np.zeros((64, 96, 3), np.uint8))
+
+
+def test_groups_change_without_opening_the_model_again(spec: EngineSpec, groups: str) -> None:
+    engine = open_engine(spec, LOG)
+    grouped = regrouped(engine, dataclasses.replace(spec, label_groups=groups))
+    assert grouped.runtimes is engine.runtimes
+    assert [item.name for item in grouped.classes] == ["light", "rest"]
+    assert grouped.colours[:3].tolist() == [[200, 100, 0], [0, 50, 250], [0, 0, 0]]
+    back = regrouped(grouped, spec)
+    assert back.classes == engine.classes and back.groups is None
+    with pytest.raises(LabelGroupsError):
+        regrouped(engine, dataclasses.replace(spec, label_groups="missing.yaml"))
+
+
+@pytest.fixture(scope="module")
+def engines(
+    model_factory: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> list[Engine]:
+    """One without groups, one with."""
+    path = tmp_path_factory.mktemp("groups") / "groups.yaml"
+    path.write_text(GROUPS)
+    plain = EngineSpec(str(model_factory()), "cpu", (), "")
+    engine = open_engine(plain, LOG)
+    return [engine, regrouped(engine, dataclasses.replace(plain, label_groups=str(path)))]
+
+
+@given(
+    hnp.arrays(np.uint8, (6, 9), elements=st.integers(0, 3)),
+    hnp.arrays(np.uint8, (6, 9)),
+    st.sampled_from([0.0, 1.0]) | st.floats(0, 1),
+    st.booleans(),
+)
+def test_finish_groups_and_unlabels_pixel_by_pixel(
+    engines: list[Engine],
+    labels: np.ndarray,
+    confidence: np.ndarray,
+    least: float,
+    with_groups: bool,
+) -> None:
+    prediction = Prediction(labels=labels.copy(), confidence=confidence.copy())
+    found = engines[with_groups].finish(prediction, 6, 9, least)
+    table = {0: 255, 1: 1, 2: 0, 3: 0} if with_groups else {i: i for i in range(4)}
+    for place in np.ndindex(labels.shape):
+        label, sure = table[labels[place]], int(confidence[place])
+        if label == 255:
+            sure = 0
+        assert found.confidence[place] == sure
+        assert found.labels[place] == (255 if sure < least * 255 else label)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (6, 9), (50, 70), (3, 200)])
+def test_finish_gives_the_cameras_size(engines: list[Engine], size: tuple[int, int]) -> None:
+    plane = np.arange(54, dtype=np.uint8).reshape(6, 9) % 4
+    for engine in engines:
+        found = engine.finish(Prediction(plane.copy(), plane.copy()), *size, 0.01)
+        assert found.labels.shape == found.confidence.shape == size
+
+
+def test_finish_leaves_attention_on_its_grid(engines: list[Engine]) -> None:
+    attention = np.ones((3, 2, 3), np.float32)
+    found = engines[0].finish(Prediction(attention=attention), 60, 90, 0.5)
+    assert found.labels is None and found.attention is attention
