@@ -58,6 +58,8 @@ def test_a_subscriber_that_asks_for_more_is_named() -> None:
     )
     assert found.count("/cam/driver") == 1
     assert "offers reliable, volatile" in found and "asks for reliable, transient_local" in found
+    assert qos.subscriber_mismatch("/labels", qos.OUTPUT, [publisher(RELIABLE)]) is None
+    assert qos.subscriber_mismatch("/labels", qos.OUTPUT, []) is None
 
 
 def test_outputs_are_what_consumers_expect() -> None:
