@@ -55,17 +55,32 @@ class Engine:
         return self.runtimes[0].device
 
     def finish(
-        self, prediction: Prediction, height: int, width: int, min_confidence: float
+        self,
+        prediction: Prediction,
+        height: int,
+        width: int,
+        min_confidence: float,
+        with_confidence: bool = True,
     ) -> Prediction:
         """A runtime's prediction at the camera's size, grouped, unsure pixels unlabelled (255).
 
-        Attention stays on the model's patch grid.
+        Where a group makes a label 255, its confidence is 0. Attention stays on the model's patch
+        grid. Without `with_confidence`, confidence is None unless `min_confidence` (0-1) needs it.
         """
-        prediction = at_frame_size(prediction, height, width)
-        if self.groups is not None:
-            prediction = self.groups.apply(prediction)
+        if prediction.labels is None:
+            return prediction
+        grid = prediction.labels
+        if self.groups is not None:  # before it grows: the model's grid has fewer pixels
+            grid = cv2.LUT(grid, self.groups.table)  # type: ignore[assignment]
+        needed = with_confidence or min_confidence
+        sure = prediction.confidence if needed else None
+        prediction = at_frame_size(Prediction(grid, sure), height, width)
         labels, confidence = prediction.labels, prediction.confidence
-        if min_confidence and labels is not None and confidence is not None:
+        assert labels is not None
+        if confidence is not None and self.groups is not None:
+            _, known = cv2.threshold(labels, UNLABELLED - 1, 255, cv2.THRESH_BINARY_INV)
+            cv2.bitwise_and(confidence, known, dst=confidence)
+        if confidence is not None and min_confidence:
             least = math.ceil(min_confidence * 255)
             _, unsure = cv2.threshold(confidence, least - 1, UNLABELLED, cv2.THRESH_BINARY_INV)
             cv2.bitwise_or(labels, unsure, dst=labels)
@@ -77,8 +92,10 @@ class Engine:
             runtime.close()
 
 
-def open_engine(spec: EngineSpec, log: logging.Logger) -> Engine:
+def open_engine(spec: EngineSpec, log: logging.Logger, device: str | None = None) -> Engine:
     """Open a model at all its sizes on one device; the first size decides where "auto" goes.
+
+    `device`: where it is to run now, if not where `spec` asks.
 
     Every size is warmed up and measured. Raises ModelFileError,
     LabelGroupsError, RuntimeUnavailable, or ValueError for sizes that do not fit the model or do
@@ -89,18 +106,36 @@ def open_engine(spec: EngineSpec, log: logging.Logger) -> Engine:
     _check_order(spec.input_sizes)
     for size in spec.input_sizes:
         info.check_size(size)
-    device = spec.device
+    sizes = spec.input_sizes or (info.fixed_size or info.size,)
+    runtimes, costs = _open_runtimes(info, sizes, device or spec.device, log)
+    heads = _heads(runtimes[0]) if info.task == "attention" else 0
+    return Engine(spec, info, runtimes, costs, groups, classes, colours, heads)
+
+
+def reopened(engine: Engine, device: str, log: logging.Logger) -> Engine:
+    """The same model, sizes and groups on another device, or on the same one anew.
+
+    Raises RuntimeUnavailable, or ModelFileError if the model's file is another one by now.
+    """
+    sizes = [runtime.size for runtime in engine.runtimes]
+    runtimes, costs = _open_runtimes(engine.info, sizes, device, log)
+    return dataclasses.replace(engine, runtimes=runtimes, costs_ms=costs)
+
+
+def _open_runtimes(
+    info: ModelInfo, sizes: Sequence[tuple[int, int]], device: str, log: logging.Logger
+) -> tuple[tuple[Runtime, ...], tuple[float, ...]]:
+    """The model at each size, and its times."""
     runtimes: list[Runtime] = []
     with contextlib.ExitStack() as opened:  # closes what is open already if a later size fails
-        for size in spec.input_sizes or (info.fixed_size or info.size,):
+        for size in sizes:
             runtime = open_runtime(info, size, device, log)
             opened.callback(runtime.close)
             runtimes.append(runtime)
             device = runtime.device
         costs = fastest_ms(runtimes)
-        heads = _heads(runtimes[0]) if info.task == "attention" else 0
         opened.pop_all()
-    return Engine(spec, info, tuple(runtimes), tuple(costs), groups, classes, colours, heads)
+    return tuple(runtimes), tuple(costs)
 
 
 def _heads(runtime: Runtime) -> int:

@@ -18,13 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
 from ctxseg_ros.model_file import MAX_CLASSES, ClassInfo
-from ctxseg_ros.prediction import UNLABELLED, Prediction
+from ctxseg_ros.prediction import UNLABELLED
 
 REST = "rest"
 _LISTED = 20  # more classes than this would drown the message
@@ -44,25 +43,6 @@ class LabelGroups:
 
     classes: tuple[ClassInfo, ...]
     table: NDArray[np.uint8]
-
-    def apply(self, prediction: Prediction) -> Prediction:
-        """The prediction with group ids for class ids, in new arrays of the same sizes.
-
-        Confidence becomes 0 where the label becomes 255. Elsewhere it stays: the top class's
-        probability, which its group's, a sum over the group's classes, is never below.
-        Raises ValueError for a prediction without labels.
-        """
-        if prediction.labels is None:
-            raise ValueError("label groups need labels, and this prediction has none")
-        labels = cv2.LUT(prediction.labels, self.table)
-        confidence = prediction.confidence
-        if confidence is not None:
-            confidence = confidence * (labels != UNLABELLED)
-        return Prediction(
-            labels=labels,  # type: ignore[arg-type]
-            confidence=confidence,
-            attention=prediction.attention,
-        )
 
 
 def read_label_groups(path: str | Path, classes: Sequence[ClassInfo]) -> LabelGroups:

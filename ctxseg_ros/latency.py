@@ -57,6 +57,11 @@ class LatencyWindow:
         with self._lock:
             self._frames.append(stages)
 
+    def clear(self) -> None:
+        """Forget every frame."""
+        with self._lock:
+            self._frames.clear()
+
     def percentiles(self) -> dict[str, dict[str, float]]:
         """{stage: {"p50", "p95", "p99"}} in ms, linear interpolation; NaN without any value."""
         with self._lock:

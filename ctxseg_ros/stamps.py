@@ -20,6 +20,9 @@ class ClockWatch:
         self.offset_s: float | None = None
         """How far this machine's clock is ahead of the camera's, as far as the fastest of the last
         frames tells; None while the two go together."""
+        self.doubtful = False
+        """Whether the last frame's age may be the clock's fault: it is old, and that is not yet
+        explained."""
 
     def observe(self, delay_s: float) -> float:
         """Take one frame's time from its stamp to its arrival; gives the time to count, >= 0.
@@ -35,6 +38,7 @@ class ClockWatch:
             self.offset_s = min(recent)
         elif len(newest) == _CERTAIN_AHEAD and all(-AHEAD_S <= d <= BEHIND_S for d in newest):
             self.offset_s = None
+        self.doubtful = self.offset_s is None and delay_s > BEHIND_S
         return max(delay_s, 0.0) if self.offset_s is None else 0.0
 
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from ctxseg_ros import store
 from ctxseg_ros.label_groups import LabelGroupsError, read_label_groups
 from ctxseg_ros.model_file import ClassInfo
-from ctxseg_ros.prediction import Prediction
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 NAMES = ("sky", "road", "car", "person", "tree")
@@ -99,32 +98,6 @@ def test_table_follows_the_file(read, data, count):
         assert found.table[number] == next(
             (group.id for group in found.classes if group.name == name), 255
         )
-
-
-@given(seed=st.integers(0, 2**32 - 1), height=st.integers(1, 30), width=st.integers(1, 30))
-def test_apply_is_the_table_by_label(read, seed, height, width):
-    random = np.random.default_rng(seed)
-    groups = read(EXAMPLE)
-    labels = random.choice(np.array([0, 1, 2, 3, 4, 77, 255], np.uint8), (height, width))
-    confidence = random.integers(0, 256, (height, width), np.uint8)
-    before = labels.copy(), confidence.copy()
-    found = groups.apply(Prediction(labels=labels, confidence=confidence))
-    wanted = [[groups.table[label] for label in row] for row in labels]
-    assert found.labels.dtype == found.confidence.dtype == np.uint8
-    assert np.array_equal(found.labels, wanted)
-    assert np.array_equal(found.confidence, np.where(found.labels == 255, 0, confidence))
-    assert np.array_equal(labels, before[0]) and np.array_equal(confidence, before[1])
-    assert not np.shares_memory(found.labels, labels)
-    assert not np.shares_memory(found.confidence, confidence)
-
-
-def test_apply_needs_labels_only(read):
-    groups = read(EXAMPLE)
-    labels = np.array([[0, 1]], np.uint8)
-    found = groups.apply(Prediction(labels=labels))
-    assert found.labels.tolist() == [[255, 0]] and found.confidence is None
-    with pytest.raises(ValueError, match="need labels"):
-        groups.apply(Prediction(attention=np.ones((3, 2, 2), np.float32)))
 
 
 REFUSED = {

@@ -53,6 +53,13 @@ def test_percentiles_are_those_of_the_last_frames(values, size):
     assert math.isnan(found["total"]["p50"])
 
 
+def test_a_cleared_window_is_empty():
+    window = LatencyWindow(5)
+    window.add({"transport": 1.0})
+    window.clear()
+    assert window.count == 0 and math.isnan(window.percentiles()["transport"]["p50"])
+
+
 def test_empty_window_has_every_key():
     found = LatencyWindow(5).percentiles()
     assert tuple(found) == STAGES

@@ -36,6 +36,15 @@ def test_old_stamps_are_noticed_at_the_tenth_frame_and_then_count_from_the_arriv
     assert found == [3600.2] * 9 + [0.0] * 3
 
 
+def test_an_old_frame_is_doubtful_until_that_is_explained() -> None:
+    watch = ClockWatch()
+    doubts = []
+    for delay in [0.02, *[5.0] * 11, 0.02]:
+        watch.observe(delay)
+        doubts.append(watch.doubtful)
+    assert doubts == [False, *[True] * 9, False, False, False]
+
+
 def test_a_queue_that_empties_is_no_wrong_clock() -> None:
     delays = [2.0 - 0.2 * number for number in range(9)] + [0.01] * 5
     assert ages(delays) == (pytest.approx(delays), None)

@@ -24,6 +24,7 @@ OK, WARN, ERROR, STALE = (
     DiagnosticStatus.STALE,
 )
 SILENCE_S = 2.0
+HUNG_S = 10.0
 
 _IDLE = {
     "unconfigured": "unconfigured: configure and activate the node",
@@ -109,17 +110,24 @@ class NodeHealth:
     """What the node's own sentence is made from.
 
     `failure`: why configure or a start value failed. `trouble`: why the model does not run where
-    it should; `broken`: it does not run at all. `needed_ms`: the budget that would hold.
+    it should; `broken`: it does not run at all. `busy_s`: how long the frame in work has been
+    there. `needed_ms`: the budget that would hold.
     """
 
     state: str
     failure: str = ""
     trouble: str = ""
     broken: bool = False
+    busy_s: float = 0.0
     p95_ms: float = float("nan")
     budget_ms: float = 0.0
     needed_ms: float | None = None
     input_size: str = ""
+
+    @property
+    def runs(self) -> bool:
+        """Whether frames get through, so that it matters how the cameras do."""
+        return not self.broken and self.busy_s <= HUNG_S
 
     def findings(self) -> list[Finding]:
         """What needs somebody, worst first; one that is OK where nothing does."""
@@ -129,9 +137,22 @@ class NodeHealth:
             return [(OK, _IDLE[self.state])]
         if self.broken:
             return [(ERROR, self.trouble)]
+        if self.busy_s > HUNG_S:
+            return [
+                (
+                    ERROR,
+                    f"a frame has been in work for {self.busy_s:.0f} s: the device seems to hang; "
+                    "restart the node",
+                )
+            ]
         found = []
         if self.trouble:
-            found.append((WARN, f"{self.trouble}; mend the device, then set `device` again"))
+            found.append(
+                (
+                    WARN,
+                    f"{self.trouble}: mend the device and set `device` again, or restart the node",
+                )
+            )
         if self.budget_ms and self.needed_ms is not None:
             found.append(
                 (
@@ -173,10 +194,10 @@ class CameraHealth:
     def findings(self) -> list[Finding]:
         """What needs somebody, and last what is well."""
         found: list[Finding] = [(WARN, sentence) for sentence in self.unmatched]
-        if self.blocked:
-            return [(ERROR, self.blocked), *found]
         if self.silence_s > SILENCE_S:
-            return [(STALE, self._silence()), *found]
+            return [(ERROR, self.blocked) if self.blocked else (STALE, self._silence()), *found]
+        if self.blocked:  # another publisher's frames do arrive
+            found.append((WARN, self.blocked))
         recent, topic = self.recent, self.topic
         if recent["inference_error"]:
             found.append(
@@ -209,8 +230,8 @@ class CameraHealth:
             found.append(
                 (
                     WARN,
-                    f"{recent['out_of_order']} frames of {topic} were older than the one before: "
-                    "let only one publisher send there",
+                    f"{recent['out_of_order']} frames of {topic} were older than one before: let "
+                    "only one publisher send there (a bag that starts again costs two frames)",
                 )
             )
         if recent["camera_info_mismatched"]:

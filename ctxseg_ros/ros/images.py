@@ -78,6 +78,9 @@ _JPEG_SCALES = (
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB\x60\x82"
 
 
+_JPEG_MOST_STEPS = 1000
+
+
 class BadImage(ValueError):
     """A frame that cannot be read; the message names the cause and the fix."""
 
@@ -255,7 +258,9 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
     """Marker, segment and the position after it, of all segments up to the first scan's header."""
     at, marker = len(_JPEG_START), 0
-    while marker != _JPEG_SCAN_HEADER:
+    for _ in range(_JPEG_MOST_STEPS):  # this is the callback: damaged data may not keep it
+        if marker == _JPEG_SCAN_HEADER:
+            return
         at = data.find(b"\xff", at)  # libjpeg skips what stands between, too
         if at < 0 or at + 4 > len(data):
             return

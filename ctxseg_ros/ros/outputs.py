@@ -23,8 +23,6 @@ from ctxseg_ros.ros.images import read_rgb, to_image
 from ctxseg_ros.ros.parameters import Settings
 from ctxseg_ros.ros.stream import Frame
 
-THROTTLE_S = 5.0
-
 IMAGES = {
     "labels": "class ids (mono8) at the camera's size; 255 = unlabelled",
     "confidence": "255 x probability of that class (mono8)",
@@ -48,16 +46,19 @@ class CameraOutputs:
         self._settings = settings
         self._suspects: set[Publisher] = set()  # with a subscriber that once did not match
         prefix = f"~/{camera}/" if camera else "~/"
-        self._publishers: dict[str, Publisher] = {
-            name: self._publisher(Image, prefix + name) for name in IMAGES
+        kinds: dict[str, type] = {
+            **dict.fromkeys(IMAGES, Image),
+            # JPEG would mix the ids of neighbouring classes: PNG, under image_transport's name.
+            "labels/compressed": CompressedImage,
+            "camera_info": CameraInfo,
         }
-        # JPEG would mix the ids of neighbouring classes: PNG, under image_transport's name.
-        self._publishers["labels/compressed"] = self._publisher(
-            CompressedImage, f"{prefix}labels/compressed"
-        )
-        self._publishers["camera_info"] = node.create_publisher(
-            CameraInfo, f"{prefix}camera_info", qos.OUTPUT
-        )
+        self._publishers: dict[str, Publisher] = {}
+        try:
+            for name, kind in kinds.items():
+                self._publishers[name] = self._publisher(kind, prefix + name)
+        except Exception:  # such as QoS overrides that cannot be
+            self.destroy()
+            raise
 
     def destroy(self) -> None:
         """Take the topics away."""
@@ -74,10 +75,10 @@ class CameraOutputs:
         if prediction.attention is not None:
             self._publish_attention(frame, prediction.attention, wanted)
             return
-        assert prediction.labels is not None and prediction.confidence is not None
+        assert prediction.labels is not None
         if "labels" in wanted:
             self._publish("labels", header, prediction.labels, "mono8")
-        if "confidence" in wanted:
+        if "confidence" in wanted and prediction.confidence is not None:
             self._publish("confidence", header, prediction.confidence, "mono8")
         if "labels/compressed" in wanted:
             _, data = cv2.imencode(".png", prediction.labels, (cv2.IMWRITE_PNG_COMPRESSION, 1))

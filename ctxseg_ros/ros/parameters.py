@@ -26,7 +26,7 @@ class Setting:
     """One parameter. `check` gives the value to use, or raises ValueError saying what is allowed.
 
     `fixed`: it may change only while nothing is built on it (Settings' `locked`). `read_only`: it
-    is set at the start or never.
+    is set at the start or never. `computed`: the node itself sets it, a start value is ignored.
     """
 
     default: Any
@@ -36,6 +36,7 @@ class Setting:
     fixed: bool = False
     read_only: bool = False
     limits: tuple[float, float] | tuple[int, int] | None = None
+    computed: bool = False
 
     def descriptor(self) -> ParameterDescriptor:
         """What `ros2 param describe` shows."""
@@ -194,7 +195,9 @@ class Settings:
         node.add_post_set_parameters_callback(self._after_set)
         for name, setting in table.items():
             try:
-                node.declare_parameter(name, setting.default, setting.descriptor())
+                node.declare_parameter(
+                    name, setting.default, setting.descriptor(), ignore_override=setting.computed
+                )
             except InvalidParameterValueException as error:
                 # rclpy's own range check is first, and its message gives the range as well.
                 node.declare_parameter(
@@ -214,17 +217,18 @@ class Settings:
             setting = self._table.get(parameter.name)
             if setting is None:  # use_sim_time, qos_overrides: rclpy's own
                 continue
-            if setting.fixed and self._locked():
-                raise ValueError(
-                    f"{parameter.name} is fixed while the node is configured: "
-                    "deactivate and clean up the node first"
-                )
             try:
-                values[parameter.name] = setting.check(parameter.value)
+                value = setting.check(parameter.value)
             except ValueError as error:
                 raise ValueError(
                     f"{parameter.name} must be {error}, not {parameter.value!r}"
                 ) from None
+            if setting.fixed and self._locked() and value != values[parameter.name]:
+                raise ValueError(
+                    f"{parameter.name} is fixed while the node is configured: "
+                    "deactivate and clean up the node first"
+                )
+            values[parameter.name] = value
         return values
 
     def _on_set(self, parameters: list[Parameter]) -> SetParametersResult:

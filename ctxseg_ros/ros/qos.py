@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quality of service: what the nodes offer, what they ask for, and what does not fit."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from rclpy.qos import (
     DurabilityPolicy,
@@ -11,7 +14,9 @@ from rclpy.qos import (
     ReliabilityPolicy,
     qos_check_compatible,
 )
-from rclpy.topic_endpoint_info import TopicEndpointInfo
+
+if TYPE_CHECKING:  # newer distributions have it elsewhere
+    from rclpy.topic_endpoint_info import TopicEndpointInfo
 
 # Reliable publishers match both kinds of subscriber. Depth 1: who is late gets the newest.
 OUTPUT = QoSProfile(reliability=ReliabilityPolicy.RELIABLE, depth=1)

@@ -23,7 +23,7 @@ NODE_VALUES = {
     "model": "name in the model file",
     "model_sha256": "of the model file",
     "task": "`semantic`, `clusters` or `attention`",
-    "classes": "id and name of each class, after `label_groups`",
+    "classes": "id, name and colour (RGB) of each class, after `label_groups`",
     "device": "where the model runs now",
     "device_reason": "why not on a better one",
     "precision": "fp32, bf16 or fp16",
@@ -37,7 +37,7 @@ COUNTS = {
     "rate_in_hz": "frames received a second",
     "rate_out_hz": "frames labelled a second",
     "frames_received": "since configure, as all counts",
-    "frames_labelled": "those whose labels were published",
+    "frames_labelled": "those that went through the model",
     "lost_transport": "gaps in the publisher's numbers; unknown with several publishers",
     "dropped_queue": "a newer frame came while the model was busy",
     "dropped_stale": "older than `max_age_ms` before inference",
@@ -70,6 +70,7 @@ def statuses(
     state: str,
     failure: str,
     running: Running | None,
+    busy_s: float,
     streams: Sequence[CameraStream],
     latency: LatencyWindow,
     settings: Settings,
@@ -79,7 +80,7 @@ def statuses(
     The node's level and sentence tell what was found here and at any camera.
     """
     budget_ms = settings["latency_budget_ms"]
-    health = NodeHealth(state, failure, budget_ms=budget_ms)
+    health = NodeHealth(state, failure, budget_ms=budget_ms, busy_s=busy_s)
     values: dict[str, Any] = {"state": state}
     if running is not None:
         _add_running(running, health, values)
@@ -93,7 +94,7 @@ def statuses(
     of_cameras: dict[str, list[Finding]] = {}
     if state == "active":
         of_cameras = {item.name: _camera_health(item, settings).findings() for item in streams}
-        if not health.broken:
+        if health.runs:
             findings += [item for found in of_cameras.values() for item in found]
     if len(streams) == 1 and not streams[0].name:
         values |= _camera(streams[0])
@@ -120,7 +121,9 @@ def _add_running(running: Running, health: NodeHealth, values: dict[str, Any]) -
         "model": engine.info.name,
         "model_sha256": engine.info.sha256,
         "task": engine.info.task,
-        "classes": ", ".join(f"{item.id} {item.name}" for item in engine.classes),
+        "classes": ", ".join(
+            f"{item.id} {item.name} #{bytes(item.colour).hex()}" for item in engine.classes
+        ),
         "device": runtime.device,
         "device_reason": running.trouble or engine.runtimes[0].reason,
         "precision": runtime.precision,

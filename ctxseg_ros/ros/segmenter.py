@@ -25,16 +25,15 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from rclpy.task import Future
 
-from ctxseg_ros import machine
-from ctxseg_ros.budget import SizeController
+from ctxseg_ros import machine, store
 from ctxseg_ros.engine import Engine, EngineSpec, open_engine, regrouped
 from ctxseg_ros.latency import LatencyWindow
 from ctxseg_ros.ros import diagnostics, qos, report
-from ctxseg_ros.ros.outputs import THROTTLE_S, CameraOutputs
+from ctxseg_ros.ros.outputs import CameraOutputs
 from ctxseg_ros.ros.parameters import Setting, Settings
 from ctxseg_ros.ros.settings import SETTINGS
 from ctxseg_ros.ros.slot import LatestSlots
-from ctxseg_ros.ros.stream import LATENCY_WINDOW, CameraStream, Frame
+from ctxseg_ros.ros.stream import LATENCY_WINDOW, THROTTLE_S, CameraStream, Frame
 from ctxseg_ros.ros.worker import Running, Worker
 from ctxseg_ros.runtimes import RuntimeUnavailable
 
@@ -44,6 +43,9 @@ except ImportError:  # not installed, or older than LabelInfo
     LabelInfo = None
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+
+SPEC_NAMES = {"model", "device", "input_sizes", "label_groups"}
+"""The parameters that decide over what is open."""
 
 T = TypeVar("T")
 
@@ -75,25 +77,21 @@ class SegmentNode(LifecycleNode):
         if LabelInfo is not None:
             self._label_info = self.create_publisher(LabelInfo, "~/label_info", qos.LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.DIAGNOSTICS)
-        # Frames and reports go on while a parameter's service waits for a model to load; other
-        # services and transitions, in the default group, wait with it.
-        self._frames_group = MutuallyExclusiveCallbackGroup()
-        self._wake = self.create_guard_condition(lambda: None, callback_group=self._frames_group)
+        self._wake = self.create_guard_condition(lambda: None)
         self._wrap_services()
         # Wall time: under use_sim_time a paused clock must not stop these.
         wall = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(1.0, self._every_second, clock=wall, callback_group=self._frames_group)
+        self.create_timer(1.0, self._every_second, clock=wall)
         self._start = self.create_timer(0.0, self._autostart, clock=wall)
 
     def _class_names_setting(self) -> Setting:
         def check(value: Any) -> list[str]:
-            if [name for name in value or () if name] != self._class_names:
+            if not isinstance(value, Sequence) or [v for v in value if v] != self._class_names:
                 raise ValueError("what the model says, it cannot be set")
             return self._class_names
 
-        return Setting(
-            [""], "Names of the labels' ids, in the order of the ids", check, "read-only"
-        )
+        text = "Names of the labels' ids, in the order of the ids"
+        return Setting([""], text, check, "what the model says", computed=True)
 
     def _wrap_services(self) -> None:
         """Put what rclpy's services lack around them."""
@@ -117,6 +115,12 @@ class SegmentNode(LifecycleNode):
                 return ChangeState.Response(success=False)
 
         services[ChangeState].callback = guarded
+        # While parameters wait for a model to load, transitions wait with them, and all else goes
+        # on: frames, reports, /clock, what is only asked.
+        changing = MutuallyExclusiveCallbackGroup()
+        for kind in (SetParameters, SetParametersAtomically, ChangeState):
+            services[kind].callback_group = changing
+            changing.add_entity(services[kind])
 
     # Lifecycle
 
@@ -132,8 +136,10 @@ class SegmentNode(LifecycleNode):
         try:
             if self._settings.faults:
                 raise ValueError("; ".join(self._settings.faults.values()))
-            self._running = self._start_running(self._open(self._values()))
+            engine = self._open(self._settings.after(()), set())
+            self._running = Running.start(engine, self._settings["latency_budget_ms"])
             self._open_cameras()
+            self._announce_classes()
         except Exception as error:  # whatever it is: the node stays, and says why
             self._release()
             self._failure = _reason(error)
@@ -144,7 +150,6 @@ class SegmentNode(LifecycleNode):
             return FAILURE
         self._failure = None
         self._state = "inactive"
-        self._announce_classes()
         return SUCCESS
 
     def _open_cameras(self) -> None:
@@ -153,7 +158,6 @@ class SegmentNode(LifecycleNode):
                 self,
                 name,
                 self._settings,
-                self._frames_group,
                 lambda frame, name=name: self._slots.put(name, frame),  # type: ignore[misc]
             )
             self._cameras[name] = stream, CameraOutputs(self, name, self._settings)
@@ -227,9 +231,9 @@ class SegmentNode(LifecycleNode):
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop and free, from whatever state."""
+        self._state = "finalized"
         self._stop()
         self._release()
-        self._state = "finalized"
         self._publish_diagnostics()
         return SUCCESS
 
@@ -238,9 +242,9 @@ class SegmentNode(LifecycleNode):
         self.get_logger().error(
             f"a transition failed ({self._failure}); the node is unconfigured again"
         )
+        self._state = "unconfigured"
         self._stop()
         self._release()
-        self._state = "unconfigured"
         return SUCCESS
 
     def close(self, timeout_s: float) -> bool:
@@ -259,18 +263,18 @@ class SegmentNode(LifecycleNode):
 
     # Parameters
 
-    def _values(self) -> dict[str, Any]:
-        return self._settings.after(())
-
-    def _open(self, values: Mapping[str, Any]) -> Engine:
-        """The engine that these parameters ask for. Raises what `open_engine` raises."""
-        spec = _spec(values)
-        running = self._now_running()
-        same = dataclasses.replace(running.engine.spec, label_groups="") if running else None
-        if running and same == dataclasses.replace(spec, label_groups="") and not running.trouble:
+    def _open(self, values: Mapping[str, Any], names: set[str]) -> Engine:
+        """The engine for these parameters, those of `names` being set now. Raises what
+        `open_engine` raises, ValueError for a head that the model does not have."""
+        spec, running = _spec(values), self._now_running()
+        if running is None:
+            engine = open_engine(spec, self._library_log)
+        elif self._still_open(running, spec, names):
             engine = regrouped(running.engine, spec)
         else:
-            engine = open_engine(spec, self._library_log)
+            # A device that failed is left alone until it is asked for again.
+            device = None if "device" in names or not running.trouble else running.engine.device
+            engine = open_engine(spec, self._library_log, device)
         try:
             _check_head(engine, values)
         except ValueError:
@@ -278,24 +282,24 @@ class SegmentNode(LifecycleNode):
             raise
         return engine
 
+    @staticmethod
+    def _still_open(running: Running, spec: EngineSpec, names: set[str]) -> bool:
+        """Whether what runs is the model that is asked for, but for its groups."""
+        if running.broken or ("device" in names and running.trouble):
+            return False
+        if dataclasses.replace(running.engine.spec, label_groups=spec.label_groups) != spec:
+            return False
+        # Under the same name there may be another file by now.
+        return "model" not in names or store.load(spec.model).sha256 == running.engine.info.sha256
+
     def _discard(self, engine: Engine) -> None:
         """Close an engine that will not run, unless what runs shares its open model."""
         running = self._now_running()
         if running is None or engine.runtimes is not running.engine.runtimes:
             engine.close()
 
-    def _start_running(self, engine: Engine) -> Running:
-        return Running.start(engine, self._settings["latency_budget_ms"])
-
     def _now_running(self) -> Running | None:
         return self._worker.running if self._worker is not None else self._running
-
-    def _asks_for_another(self, values: Mapping[str, Any]) -> bool:
-        """Whether a model must be loaded for these values, before they can hold."""
-        running = self._now_running()
-        if running is None:  # configure will
-            return False
-        return _spec(values) != running.engine.spec
 
     async def _on_set_parameters(
         self, request: SetParameters.Request, response: SetParameters.Response
@@ -324,25 +328,19 @@ class SegmentNode(LifecycleNode):
                 self._loaded = None
 
     async def _load_for(self, parameters: Sequence[Parameter]) -> None:
-        """Load the model that these parameters need, if it is another, beside the one that runs.
+        """Load the model that these parameters need beside the one that runs.
 
-        The executor goes on with frames and reports meanwhile. Raises what refuses them.
+        The executor goes on with other callbacks meanwhile. Raises what refuses them.
         """
         values = self._settings.after(parameters)
-        # Setting `device` to what it is asks for it anew, after the node had to leave it.
-        anew = self._trouble() and any(item.name == "device" for item in parameters)
-        if not anew and not self._asks_for_another(values):
+        names = {item.name for item in parameters} & SPEC_NAMES
+        if not names or self._now_running() is None:  # configure will
             return
-        started = time.monotonic()
         try:
-            self._loaded = await self._in_thread(lambda: self._open(values))
+            self._loaded = await self._in_thread(lambda: self._open(values, names))
         except Exception as error:
             self.get_logger().warning(f"refused: {_reason(error)}. What ran before goes on")
             raise
-        self.get_logger().info(
-            f"{self._loaded.info.name} was loaded in {time.monotonic() - started:.1f} s beside "
-            "what ran before"
-        )
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         future: Future = Future()
@@ -363,10 +361,10 @@ class SegmentNode(LifecycleNode):
         running = self._now_running()
         if running is None:
             return
-        if self._loaded is None and self._asks_for_another(values):
+        if self._loaded is None and _spec(values) != running.engine.spec:
             # Set from inside this process, where nobody could wait.
             try:
-                self._loaded = self._open(values)
+                self._loaded = self._open(values, set())
             except Exception as error:
                 raise ValueError(_reason(error)) from error
         _check_head(self._loaded or running.engine, values)
@@ -375,18 +373,31 @@ class SegmentNode(LifecycleNode):
         running = self._now_running()
         if running is None:
             return
+        budget_ms = self._settings["latency_budget_ms"]
         if self._loaded is not None:
-            self._swap(self._start_running(self._loaded))
+            self._use(running, self._loaded, budget_ms)
             self._loaded = None
-            self._announce_classes()
-            return
-        if "latency_budget_ms" in names:
-            budget_ms = self._settings["latency_budget_ms"]
-            running.controller = SizeController(running.engine.costs_ms, budget_ms)
-        if "min_confidence" in names:
+        else:
+            running.hold(budget_ms)
+        if names & {*SPEC_NAMES, "min_confidence"}:
             self._announce_classes()
 
-    def _swap(self, running: Running) -> None:
+    def _use(self, running: Running, engine: Engine, budget_ms: float) -> None:
+        """Run this engine from the next frame on."""
+        if engine.runtimes is running.engine.runtimes:
+            same = running.with_engine(engine)
+            same.hold(budget_ms)
+            self._put(same)
+            return
+        started = Running.start(engine, budget_ms)
+        if running.trouble and engine.device == running.engine.device != running.home:
+            started.home, started.trouble = running.home, running.trouble
+        self._put(started)
+        for window in (self._latency, *(stream.latency for stream, _ in self._cameras.values())):
+            window.clear()  # another model's
+        self.get_logger().info(f"{engine.info.name} takes over on {engine.device}")
+
+    def _put(self, running: Running) -> None:
         if self._worker is not None:
             self._worker.use(running)
         else:
@@ -416,18 +427,14 @@ class SegmentNode(LifecycleNode):
             self._class_names = names
             self.set_parameters([Parameter("class_names", value=names or [""])])
 
-    def _trouble(self) -> str:
-        running = self._now_running()
-        return running.trouble if running is not None else ""
-
     def _every_second(self) -> None:
         for stream, outputs in self._cameras.values():
             stream.follow_publishers()
             stream.unmatched = outputs.unmatched()
             if stream.blocked:
-                self.get_logger().error(stream.blocked, throttle_duration_sec=THROTTLE_S)
+                stream.log.error(stream.blocked, throttle_duration_sec=THROTTLE_S)
             for sentence in stream.unmatched:
-                self.get_logger().warning(sentence, throttle_duration_sec=THROTTLE_S)
+                stream.log.warning(sentence, throttle_duration_sec=THROTTLE_S)
         self._publish_diagnostics()
         for stream, _ in self._cameras.values():
             stream.sample()
@@ -438,6 +445,7 @@ class SegmentNode(LifecycleNode):
             self._state,
             self._failure or "; ".join(self._settings.faults.values()),
             self._now_running(),
+            self._worker.busy_s if self._worker is not None else 0.0,
             [stream for stream, _ in self._cameras.values()],
             self._latency,
             self._settings,

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from rclpy.callback_groups import CallbackGroup
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import ReliabilityPolicy
@@ -21,6 +20,7 @@ from ctxseg_ros.ros.images import BadImage, frame_size
 from ctxseg_ros.ros.parameters import Settings
 from ctxseg_ros.stamps import ClockWatch, StampOrder
 
+THROTTLE_S = 5.0  # between two log lines of one kind
 LATENCY_WINDOW = 500  # frames behind the percentiles: 20 s at 25 Hz
 
 
@@ -29,13 +29,15 @@ class Frame:
     """A checked message on its way to the worker. `size`: (height, width) of the camera's frame.
 
     Times are seconds of the monotonic clock, which neither simulated time nor a clock that is set
-    can bend. `stamp` is the camera's, as far as its clock is to be trusted, else the arrival.
+    can bend. `stamp` is the camera's, as far as its clock is to be trusted, else the arrival;
+    `doubtful` while that is being found out.
     """
 
     message: Image | CompressedImage
     size: tuple[int, int]
     stamp: float
     received: float
+    doubtful: bool
 
 
 class CameraStream:
@@ -50,7 +52,6 @@ class CameraStream:
         node: Node,
         name: str,
         settings: Settings,
-        group: CallbackGroup,
         deliver: Callable[[Frame], bool],
     ) -> None:
         self.name = name
@@ -62,11 +63,12 @@ class CameraStream:
         self.blocked: str | None = None  # why no frame can arrive
         self.unmatched: list[str] = []  # whose subscription to the labels and so on cannot match
         self.last_error = ""
+        # One of its own: rclpy throttles by logger and line, and cameras must not hide each other.
+        self.log = node.get_logger().get_child(name) if name else node.get_logger()
         self.read_delay_ms = 0.0  # from arrival in the process to the callback
         self.gaps_known = True  # False: several publishers, or messages without numbers
         self._node = node
         self._settings = settings
-        self._group = group
         self._deliver = deliver
         self._order = StampOrder()
         self._frames: Subscription | None = None
@@ -100,11 +102,7 @@ class CameraStream:
         self._last_frame = time.monotonic()
         self._subscribe(qos.wanted_reliability(self._settings["input_reliability"], ()))
         self._infos = self._node.create_subscription(
-            CameraInfo,
-            self._info_topic,
-            self._on_camera_info,
-            qos.CAMERA_INFO,
-            callback_group=self._group,
+            CameraInfo, self._info_topic, self._on_camera_info, qos.CAMERA_INFO
         )
         self.follow_publishers()
 
@@ -143,9 +141,10 @@ class CameraStream:
         self.read_delay_ms = median(delays) * 1e3 if delays else 0.0
 
     def drop(self, cause: str, error: str) -> None:
-        """Count a frame that gets no labels, and keep why."""
+        """Count a frame that gets no labels, and say why. Any thread may call this."""
         self.counts.add(cause)
         self.last_error = error
+        self.log.error(error, throttle_duration_sec=THROTTLE_S)
 
     def _subscribe(self, reliability: ReliabilityPolicy) -> None:
         self._frames = self._node.create_subscription(
@@ -153,7 +152,6 @@ class CameraStream:
             self.topic,
             self._on_frame,  # type: ignore[arg-type]  # rclpy's types leave out the second argument
             qos.frames(reliability),
-            callback_group=self._group,
             event_callbacks=SubscriptionEventCallbacks(
                 incompatible_qos=lambda _: self.follow_publishers()
             ),
@@ -177,7 +175,7 @@ class CameraStream:
         stamp = message.header.stamp
         stamp_ns = stamp.sec * 10**9 + stamp.nanosec
         if not self._order.accepts(stamp_ns):
-            self.drop("out_of_order", f"{self.topic}: a frame is older than the one before it")
+            self.counts.add("out_of_order")
             return
         age_s = 0.0
         if stamp_ns:
@@ -185,7 +183,8 @@ class CameraStream:
                 age_s = self.clock.observe((now_ns - stamp_ns) * 1e-9)
         else:
             self.counts.add("unstamped")
-        if self._deliver(Frame(message, size, received - age_s, received)):
+        frame = Frame(message, size, received - age_s, received, self.clock.doubtful)
+        if self._deliver(frame):
             self.counts.add("queue")
 
     def _count_gap(self, sequence: int | None) -> None:

@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from ctxseg_ros.budget import Move, SizeController
-from ctxseg_ros.engine import Engine, open_engine
+from ctxseg_ros.engine import Engine, reopened
 from ctxseg_ros.latency import FrameTimes, LatencyWindow
 from ctxseg_ros.model_file import format_size
 from ctxseg_ros.recovery import Recovery
 from ctxseg_ros.ros.images import BadImage, read_rgb
-from ctxseg_ros.ros.outputs import THROTTLE_S, CameraOutputs
+from ctxseg_ros.ros.outputs import CameraOutputs
 from ctxseg_ros.ros.parameters import Settings
 from ctxseg_ros.ros.slot import LatestSlots
-from ctxseg_ros.ros.stream import CameraStream, Frame
+from ctxseg_ros.ros.stream import THROTTLE_S, CameraStream, Frame
 from ctxseg_ros.runtimes import devices
 
 
@@ -38,6 +38,7 @@ class Running:
     """
 
     engine: Engine
+    budget_ms: float
     controller: SizeController
     recovery: Recovery
     home: str
@@ -50,10 +51,25 @@ class Running:
         there = [name for name, why_not in devices().items() if why_not is None]
         return cls(
             engine,
+            budget_ms,
             SizeController(engine.costs_ms, budget_ms),
             Recovery(engine.device, [name for name in there if name != engine.device]),
             engine.device,
         )
+
+    def hold(self, budget_ms: float) -> None:
+        """Hold another budget from the next frame on; of the same one, what was learned stays."""
+        if budget_ms != self.budget_ms:
+            self.budget_ms = budget_ms
+            self.controller = SizeController(self.engine.costs_ms, budget_ms)
+
+    def with_engine(self, engine: Engine) -> "Running":
+        """Another engine under the same circumstances; a controller of its own unless it is the
+        same open model."""
+        controller = self.controller
+        if engine.runtimes is not self.engine.runtimes:
+            controller = SizeController(engine.costs_ms, self.budget_ms)
+        return dataclasses.replace(self, engine=engine, controller=controller)
 
 
 class Worker:
@@ -74,6 +90,7 @@ class Worker:
         library_log: logging.Logger,
     ) -> None:
         self.running = running
+        self._since: float | None = None  # when the frame in work was taken
         self._replacing = threading.Lock()
         self._latency = latency
         self._slots = slots
@@ -95,6 +112,12 @@ class Worker:
         self._slots.wake()
         return True
 
+    @property
+    def busy_s(self) -> float:
+        """How long the frame in work has been there; 0 without one, and while a device recovers."""
+        since = self._since
+        return 0.0 if since is None or self.running.broken else time.monotonic() - since
+
     def join(self, timeout_s: float | None) -> bool:
         """Wait for the frame in work, after `slots` were closed. False: it took too long."""
         self._thread.join(timeout_s)
@@ -104,17 +127,22 @@ class Worker:
         for name, frame in self._slots:
             stream, outputs = self._cameras[name]
             running = self.running
+            self._since = time.monotonic()
+            failure = ""
             try:
                 self._label(frame, stream, outputs, running)
             except BadImage as error:
-                self._drop(stream, "malformed", f"{stream.topic}: {error}")
+                stream.drop("malformed", f"{stream.topic}: {error}")
             except InferenceFailed as error:
-                self._drop(stream, "inference_error", f"inference failed: {error}")
-                self._recover(running, str(error))
+                failure = str(error)
+                stream.drop("inference_error", f"inference failed: {failure}")
             except Exception as error:  # a fault of ours or of ROS: the next frame may do
-                self._drop(stream, "inference_error", f"{type(error).__name__}: {error}")
+                stream.drop("inference_error", f"{type(error).__name__}: {error}")
+            if failure:
+                self._recover(running, failure)
             # Else what was replaced would be held until the next frame.
             del frame, running
+            self._since = None
 
     def _label(
         self, frame: Frame, stream: CameraStream, outputs: CameraOutputs, running: Running
@@ -134,14 +162,14 @@ class Worker:
         except Exception as error:  # each library raises its own kinds
             raise InferenceFailed(f"{type(error).__name__}: {error}") from error
         times.inferred = time.monotonic()
-        prediction = engine.finish(prediction, *frame.size, self._settings["min_confidence"])
-        times.finished = time.monotonic()
         wanted = outputs.wanted()
+        prediction = engine.finish(
+            prediction, *frame.size, self._settings["min_confidence"], "confidence" in wanted
+        )
+        times.finished = time.monotonic()
         outputs.publish_labels(frame, prediction, wanted)
         times.published = time.monotonic()
         stages = times.stages()
-        stream.latency.add(stages)
-        self._latency.add(stages)
         stream.counts.add("labelled")
         running.recovery.frame_done(engine.device)
         try:
@@ -149,7 +177,11 @@ class Worker:
                 self._publish_camera_info(frame, stream, outputs)
             outputs.publish_pictures(frame, prediction, engine, wanted)
         except Exception as error:  # the labels are out: as a frame it is no failure
-            self._log.error(f"beside the labels: {error}", throttle_duration_sec=THROTTLE_S)
+            stream.log.error(f"beside the labels: {error}", throttle_duration_sec=THROTTLE_S)
+        if frame.doubtful:  # its age may be none
+            return
+        stream.latency.add(stages)
+        self._latency.add(stages)
         # The pictures are nobody's latency but the next frame's.
         publish_ms = (time.monotonic() - times.finished) * 1e3
         total_ms, inference_ms = stages["total"], stages["inference"]
@@ -179,17 +211,13 @@ class Worker:
             return
         if (info.height, info.width) != frame.size:
             stream.counts.add("camera_info_mismatched")
-            self._log.warning(
+            stream.log.warning(
                 f"camera_info is for {info.width}x{info.height}, the frames of {stream.topic} are "
                 f"{frame.size[1]}x{frame.size[0]}: remap `camera_info` to the same camera",
                 throttle_duration_sec=THROTTLE_S,
             )
             return
         outputs.publish_camera_info(frame.message.header, info)
-
-    def _drop(self, stream: CameraStream, cause: str, error: str) -> None:
-        stream.drop(cause, error)
-        self._log.error(error, throttle_duration_sec=THROTTLE_S)
 
     # Faults
 
@@ -203,23 +231,19 @@ class Worker:
             self._log.error(failed.trouble + (f" in {wait_s:g} s" if wait_s else ""))
             if self._slots.pause(wait_s, lambda: self.running is not failed):
                 return
-            failed.engine.close()  # first: perhaps it is memory that is short
-            spec = failed.engine.spec
             try:
-                engine = open_engine(dataclasses.replace(spec, device=device), self._library_log)
+                failed.engine.close()  # first: perhaps it is memory that is short
+                engine = reopened(failed.engine, device, self._library_log)
             except Exception as refusal:  # whatever a library raises: the next attempt may do
                 reason = f"the model does not open on {device}: {' '.join(str(refusal).split())}"
                 continue
-            # Its spec is what was asked for: setting `device` to that again asks for it anew.
-            mended = Running(
-                dataclasses.replace(engine, spec=spec),
-                SizeController(engine.costs_ms, self._settings["latency_budget_ms"]),
-                failed.recovery,
-                failed.home,
-            )
+            mended = failed.with_engine(engine)
+            mended.broken, mended.trouble = False, ""
             if engine.device != failed.home:
                 mended.trouble = f"{reason}; it runs on {engine.device} instead of {failed.home}"
                 self._log.warning(mended.trouble)
-            if not self.use(mended, instead_of=failed):
+            if self.use(mended, instead_of=failed):
+                mended.hold(self._settings["latency_budget_ms"])  # changed while it opened
+            else:
                 engine.close()
             return

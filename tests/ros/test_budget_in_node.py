@@ -3,6 +3,7 @@
 
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -89,3 +90,24 @@ def test_the_latency_is_the_sum_of_its_stages(driven: Any, wait: Any) -> None:
         assert frame["inference"] >= 30
     values = made.graph.values()
     assert float(values["inference_p50_ms"]) >= 30
+
+
+def test_a_camera_clock_that_is_behind_breaks_no_budget(
+    scene: Any, wait: Any, image_message: Any
+) -> None:
+    made = scene(
+        input_sizes="['64x96', '32x48']",
+        latency_budget_ms=100,
+        costs_ms={MIDDLE: 20.0, SMALL: 5.0},
+    )
+    for _ in range(40):
+        message = image_message()
+        message.header.stamp.sec -= 5
+        made.publishers[""].publish(message)
+        time.sleep(0.05)
+    assert made.graph.counts()["frames_labelled"] >= 30
+    values = made.graph.values()
+    assert values["input_size"] == "64x96" and not values["needed_budget_ms"]
+    assert float(values["clock_offset_ms"]) == pytest.approx(5000, abs=500)
+    assert float(values["latency_p99_ms"]) < 1000
+    assert "5 s behind this machine's clock" in made.graph.status().message

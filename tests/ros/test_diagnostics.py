@@ -23,6 +23,9 @@ BUSY = {"labelled": 20}
     [
         (OK, "24.9 frames a second", {"rate_out_hz": 24.9}),
         (ERROR, "offers best_effort", {"blocked": "it offers best_effort", "silence_s": 99.0}),
+        (WARN, "offers best_effort", {"blocked": "it offers best_effort"}),  # another one works
+        (WARN, "gets nothing", {"unmatched": ["a subscriber gets nothing"]}),
+        (STALE, "nobody publishes /cam", {"unmatched": ["x"], "silence_s": 3.0}),
         (STALE, "nobody publishes /cam: start", {"silence_s": 3.0}),
         (STALE, "no frame on /cam for 3 s though 1", {"silence_s": 3.0, "publishers": 1}),
         (ERROR, "2 frames of /cam failed: step", {"recent": {**BUSY, "inference_error": 2}}),
@@ -45,7 +48,7 @@ BUSY = {"labelled": 20}
             {"recent": {**BUSY, "lost_transport": 4}, "rate_in_hz": 30.0, "read_delay_ms": 12.0},
         ),
         (WARN, "older than max_age_ms (50)", {"recent": {**BUSY, "stale": 5}, "max_age_ms": 50.0}),
-        (WARN, "older than the one before", {"recent": {**BUSY, "out_of_order": 1}}),
+        (WARN, "older than one before", {"recent": {**BUSY, "out_of_order": 1}}),
         (WARN, "camera_info and /cam differ", {"recent": {**BUSY, "camera_info_mismatched": 1}}),
         (WARN, "/cam are 3.2 s ahead of this machine's clock", {"clock_offset_s": -3.2}),
         (WARN, "/cam are 1e+03 s behind this machine's", {"clock_offset_s": 1000.0}),
@@ -68,8 +71,10 @@ def test_a_cameras_sentence_names_what_needs_somebody(
         (ERROR, "not configured: no model", {"failure": "no model", "state": "unconfigured"}),
         (OK, "configure and activate", {"state": "unconfigured"}),
         (OK, "activate the node", {"state": "inactive"}),
+        (ERROR, "in work for 31 s: the device seems to hang", {"busy_s": 31.0}),
+        (OK, "fine", {"busy_s": 3.0}),
         (ERROR, "failed on cuda", {"trouble": "failed on cuda", "broken": True}),
-        (WARN, "on cpu; mend the device", {"trouble": "failed on cuda; it runs on cpu"}),
+        (WARN, "on cpu: mend the device", {"trouble": "failed on cuda; it runs on cpu"}),
         (WARN, "is 101 ms at 32x48, the budget 100 ms", {"p95_ms": 101.0, "budget_ms": 100.0}),
         (
             WARN,

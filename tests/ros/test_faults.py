@@ -170,3 +170,75 @@ def test_output_resumes_when_a_killed_camera_comes_back_with_another_size_and_en
     assert graph.state() == "active"
     # Each frame before the last kill was labelled, or is counted with its cause.
     graph.counts()
+
+
+def test_after_a_fallback_other_parameters_leave_the_failed_device_alone(
+    scene: Any,
+    wait: Any,
+    playing: Any,
+    labelled: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recovery, "RETRIES_S", (0.0,))
+    made = scene(device="openvino")
+    made.stage.errors["openvino"] = RuntimeError("lost")
+    made.stage.open_errors["openvino"] = RuntimeError("gone")
+    labelled(made, 1)
+    groups = tmp_path / "groups.yaml"
+    groups.write_text("groups:\n- {name: all, colour: [9, 8, 7], classes: rest}\n")
+    assert made.graph.set("label_groups", str(groups)) == (True, "")
+    assert made.graph.set("input_sizes", ["64x96"]) == (True, "")
+    labelled(made, 1)
+    assert made.stage.opened[-1].device == "cpu" and made.stage.opened[-1].size == (64, 96)
+    playing(made, lambda: "instead of openvino" in made.graph.status().message)
+    good, reason = made.graph.set("device", "openvino")
+    assert not good and "gone" in reason
+    labelled(made, 1)
+
+
+def test_what_is_opened_again_is_what_was_open(
+    scene: Any, wait: Any, image_message: Any, labelled: Any, tmp_path: Path
+) -> None:
+    groups = tmp_path / "groups.yaml"
+    text = "groups:\n- {name: %s, colour: [9, 8, 7], classes: rest}\n"
+    groups.write_text(text % "one")
+    made = scene(label_groups=str(groups))
+    groups.write_text(text % "two")
+    made.stage.errors["cpu"] = RuntimeError("lost")
+    made.publishers[""].publish(image_message())
+    wait(lambda: len(made.stage.opened) == 2)
+    made.stage.errors.clear()
+    labelled(made, 1)
+    wait(lambda: made.graph.values()["classes"] == "0 one #090807")
+    assert made.graph.get("class_names") == ["one"]
+
+
+def test_a_session_that_cannot_even_be_closed_does_not_end_the_worker(
+    scene: Any, playing: Any, labelled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "RETRIES_S", (0.0, 0.1))
+    made = scene()
+    failing = made.stage.opened[0]
+
+    def close() -> None:
+        raise RuntimeError("the session cannot be destroyed")
+
+    monkeypatch.setattr(failing, "close", close)
+    made.stage.errors["cpu"] = RuntimeError("lost")
+    playing(made, lambda: "cannot be destroyed" in made.graph.status().message)
+    monkeypatch.undo()
+    made.stage.errors.clear()
+
+
+def test_a_device_that_hangs_is_said(
+    scene: Any, playing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ctxseg_ros.ros.diagnostics.HUNG_S", 1.0)
+    made = scene()
+    made.stage.stepping = True
+    playing(made, lambda: "the device seems to hang" in made.graph.status().message)
+    assert made.graph.status().level == DiagnosticStatus.ERROR
+    made.stage.stepping = False
+    made.stage.turns.release(10)
+    playing(made, lambda: made.graph.status().level == DiagnosticStatus.OK)

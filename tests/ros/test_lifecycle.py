@@ -90,3 +90,15 @@ def test_frames_flow_after_every_round(managed: Any, wait: Any, image_message: A
         seen = len(labels)
         wait(lambda: len(labels) > seen or publisher.publish(image_message()))  # noqa: B023
         assert managed.transition("deactivate") and managed.transition("cleanup")
+
+
+def test_a_configure_that_fails_half_way_leaves_no_publisher(
+    graph_with: Callable[..., Any], model_factory: Callable[..., Path]
+) -> None:
+    override = {"qos_overrides./segment/overlay.publisher.reliability": "nonsense"}
+    graph = graph_with(model=model_factory(), device="cpu", autostart="false", **override)
+    node = graph.add(SegmentNode())
+    before = len(list(node.publishers))
+    for _ in range(3):
+        assert not graph.transition("configure")
+        assert len(list(node.publishers)) == before

@@ -117,7 +117,7 @@ def test_groups_change_ids_names_colours_and_confidence_alike(
     colours[:2] = (200, 100, 0), (0, 50, 250)
     np.testing.assert_array_equal(after["color"], colours[after["labels"]])
     assert graph.get("class_names") == ["light", "rest"]
-    wait(lambda: graph.values()["classes"] == "0 light, 1 rest")
+    wait(lambda: graph.values()["classes"] == "0 light #c86400, 1 rest #0032fa")
 
 
 def test_confidence_and_labels_agree_on_min_confidence(

@@ -12,6 +12,8 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
+from rcl_interfaces.msg import Parameter as ParameterMessage
+from rcl_interfaces.srv import SetParameters
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
@@ -142,7 +144,7 @@ def test_diagnostics_name_model_device_and_figures(running: Any, images: Any, wa
     assert values["model"] == "tiny" and len(values["model_sha256"]) == 64
     assert (values["device"], values["precision"], values["input_size"]) == ("cpu", "fp32", "32x48")
     assert values["device_reason"] == "asked for by name"
-    assert values["classes"].startswith("0 class 0, 1 class 1")
+    assert values["classes"].startswith("0 class 0 #00ff00, 1 class 1 #01fe07, ")
     for stage in ("latency", "transport", "queue", "inference", "publish"):
         for point in ("p50", "p95", "p99"):
             assert float(values[f"{stage}_{point}_ms"]) >= 0
@@ -300,3 +302,52 @@ def test_compressed_input_and_a_truncated_frame(
     images.publish(CompressedImage(header=frame.header, format="png", data=data[:50]))
     wait(lambda: graph.counts()["dropped_malformed"] == 1)
     assert "/image/compressed: " in graph.status().message
+
+
+def test_malformed_frames_are_in_the_log(
+    graph: Any, model_factory: Callable[..., Path], wait: Any, image_message: Any
+) -> None:
+    process = graph.start("segment_node", model=model_factory(), device="cpu")
+    graph.wait_for_state("active")
+    message = image_message()
+    message.encoding = "16UC1"
+    graph.publisher(Image, "image").publish(message)
+    wait(lambda: "/image: encoding 16UC1 is depth" in process.output)
+
+
+def test_a_camera_that_works_is_no_error_for_another_that_cannot_match(
+    graph: Any, model_factory: Callable[..., Path], wait: Any, image_message: Any
+) -> None:
+    graph.start("segment_node", model=model_factory(), device="cpu", input_reliability="reliable")
+    graph.wait_for_state("active")
+    good = graph.publisher(Image, "image")
+    profile = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+    graph.node.create_publisher(Image, "image", profile)
+
+    def warned() -> bool:
+        good.publish(image_message())
+        time.sleep(0.05)
+        status = graph.status()
+        return status.level == DiagnosticStatus.WARN and "offers best_effort" in status.message
+
+    wait(warned)
+
+
+def test_a_dumped_parameter_file_starts_the_node_again(
+    graph: Any, model_factory: Callable[..., Path]
+) -> None:
+    model = model_factory()
+    names = "['class 0', 'class 1', 'class 2', 'class 3']"
+    graph.start("segment_node", model=model, device="cpu", class_names=names)
+    graph.wait_for_state("active")
+    # And what is fixed may be set to what it is, as `ros2 param load` does.
+    assert graph.set("cameras", [""])[0] and graph.set("image_transport", "raw")[0]
+
+
+def test_class_names_cannot_be_deleted(graph: Any, model_factory: Callable[..., Path]) -> None:
+    graph.start("segment_node", model=model_factory(), device="cpu", autostart=False)
+    graph.wait_for_state("unconfigured")
+    request = SetParameters.Request(parameters=[ParameterMessage(name="class_names")])
+    answer = graph.call(SetParameters, "/segment/set_parameters", request)
+    assert not answer.results[0].successful
+    assert graph.transition("configure") and graph.state() == "inactive"

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Another model, device or size while the node is active."""
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,7 +140,9 @@ def test_several_parameters_change_together_or_not_at_all(
     assert "32x64" in running.values()["input_sizes"]
 
 
-def test_the_executor_goes_on_while_a_model_loads(scene: Any, wait: Any, monkeypatch: Any) -> None:
+def test_the_executor_goes_on_while_a_model_loads(
+    scene: Any, wait: Any, image_message: Any, monkeypatch: Any
+) -> None:
     made = scene()
     graph, stage = made.graph, made.stage
     loading, go_on = threading.Event(), threading.Event()
@@ -157,8 +161,7 @@ def test_the_executor_goes_on_while_a_model_loads(scene: Any, wait: Any, monkeyp
     reports = len(graph.statuses)
     wait(lambda: len(graph.statuses) >= reports + 2)  # diagnostics and ...
     before = graph.counts()["frames_labelled"]
-    image = pytest.importorskip("tests.ros.conftest").image_message()
-    made.publishers[""].publish(image)  # ... frames
+    made.publishers[""].publish(image_message())  # ... frames
     wait(lambda: graph.counts()["frames_labelled"] == before + 1)
     assert not answers
     go_on.set()
@@ -168,9 +171,6 @@ def test_the_executor_goes_on_while_a_model_loads(scene: Any, wait: Any, monkeyp
 
 
 def test_what_was_replaced_is_let_go(scene: Any, wait: Any, image_message: Any) -> None:
-    import gc
-    import weakref
-
     made = scene()
     made.publishers[""].publish(image_message())
     wait(lambda: made.graph.counts()["frames_labelled"] == 1)
@@ -216,3 +216,82 @@ def test_thresholds_and_groups_change_at_once(
     assert set(np.unique(labels[-1].data)) <= {0, 255}
     assert running.set("label_groups", "")[0]
     assert running.get("class_names") == ["dark", "bright"]
+
+
+GROUPS = "groups:\n- {name: %s, colour: [9, 8, 7], classes: rest}\n"
+
+
+def test_the_same_path_with_another_file_behind_it_is_read_again(
+    running: Any, model_factory: Callable[..., Path], tmp_path: Path
+) -> None:
+    groups, model = tmp_path / "groups.yaml", tmp_path / "model.onnx"
+    for name in ("one", "two"):
+        groups.write_text(GROUPS % name)
+        assert running.set("label_groups", str(groups))[0]
+        assert running.get("class_names") == [name]
+    assert running.set("label_groups", "")[0]
+    for name in ("first", "second"):
+        model_factory(path=model, classes=classes(name, "other"))
+        assert running.set("model", str(model))[0]
+        assert running.get("class_names") == [name, "other"]
+
+
+def test_what_the_budget_taught_outlives_groups_and_the_same_budget(
+    scene: Any, wait: Any, image_message: Any, tmp_path: Path
+) -> None:
+    large, small = (64, 96), (32, 48)
+    made = scene(
+        input_sizes="['64x96', '32x48']",
+        latency_budget_ms=100,
+        costs_ms={large: 70.0, small: 5.0},
+    )
+    assert made.graph.values()["input_size"] == "64x96"
+    made.stage.costs_ms[large] = 300.0
+
+    def left() -> bool:
+        made.publishers[""].publish(image_message())
+        time.sleep(0.05)
+        return bool(made.graph.values()["input_size"] == "32x48")
+
+    wait(left)
+    groups = tmp_path / "groups.yaml"
+    groups.write_text(GROUPS % "all")
+    opened = len(made.stage.opened)
+    for name, value in (("latency_budget_ms", 100.0), ("label_groups", str(groups))):
+        assert made.graph.set(name, value)[0]
+        made.graph.counts()  # a report from after the change
+        assert made.graph.values()["input_size"] == "32x48"
+    assert len(made.stage.opened) == opened
+    assert made.graph.set("latency_budget_ms", 1000.0)[0]
+    wait(lambda: made.graph.values()["input_size"] == "64x96")
+
+
+def test_the_node_answers_while_a_model_loads_and_transitions_wait(
+    scene: Any, wait: Any, monkeypatch: Any
+) -> None:
+    made = scene()
+    loading, go_on = threading.Event(), threading.Event()
+    open_at_once = made.stage.open
+
+    def open_slowly(*arguments: Any) -> Any:
+        loading.set()
+        assert go_on.wait(60)
+        return open_at_once(*arguments)
+
+    monkeypatch.setattr("ctxseg_ros.engine.open_runtime", open_slowly)
+    answers: list[Any] = []
+    asking = threading.Thread(target=lambda: answers.append(made.graph.set("device", "openvino")))
+    asking.start()
+    assert loading.wait(60)
+    assert made.graph.state() == "active"
+    assert made.graph.get("overlay_alpha") == 0.5
+    # A transition waits for its turn.
+    leaving = threading.Thread(target=lambda: answers.append(made.graph.transition("deactivate")))
+    leaving.start()
+    time.sleep(0.5)
+    assert made.graph.state() == "active" and not answers
+    go_on.set()
+    asking.join(60)
+    leaving.join(60)
+    assert sorted(answers, key=str) == [(True, ""), True]
+    assert made.graph.state() == "inactive"
