@@ -5,6 +5,9 @@ from collections import deque
 
 AHEAD_S = 0.02
 """Stamps this far in the future are more than clocks that drift between two synchronisations."""
+SIMULATED_AHEAD_S = 1.0
+"""The same under simulated time, which only moves when /clock does, and any number of times as
+fast as the time that a message takes."""
 BEHIND_S = 1.0
 """Frames this old, each of them, come from a clock that is behind rather than from a slow line."""
 _CERTAIN_AHEAD = 5  # frames in a row; a stamp in the future is impossible
@@ -13,9 +16,10 @@ _NEW_TIMELINE = 3  # frames in a row behind the newest: the camera's clock was s
 
 
 class ClockWatch:
-    """Compares a camera's stamps with this machine's clock."""
+    """Compares a camera's stamps with this machine's clock, real or `simulated`."""
 
-    def __init__(self) -> None:
+    def __init__(self, simulated: bool = False) -> None:
+        self._ahead_s = SIMULATED_AHEAD_S if simulated else AHEAD_S
         self._delays: deque[float] = deque(maxlen=_CERTAIN_BEHIND)
         self.offset_s: float | None = None
         """How far this machine's clock is ahead of the camera's, as far as the fastest of the last
@@ -32,11 +36,11 @@ class ClockWatch:
         self._delays.append(delay_s)
         recent = list(self._delays)
         newest = recent[-_CERTAIN_AHEAD:]
-        if len(newest) == _CERTAIN_AHEAD and max(newest) < -AHEAD_S:
+        if len(newest) == _CERTAIN_AHEAD and max(newest) < -self._ahead_s:
             self.offset_s = max(newest)
         elif len(recent) == _CERTAIN_BEHIND and min(recent) > BEHIND_S:
             self.offset_s = min(recent)
-        elif len(newest) == _CERTAIN_AHEAD and all(-AHEAD_S <= d <= BEHIND_S for d in newest):
+        elif len(newest) == _CERTAIN_AHEAD and all(-self._ahead_s <= d <= BEHIND_S for d in newest):
             self.offset_s = None
         self.doubtful = self.offset_s is None and delay_s > BEHIND_S
         return max(delay_s, 0.0) if self.offset_s is None else 0.0

@@ -23,6 +23,15 @@ def test_a_slight_drift_counts_as_no_age() -> None:
     assert offset is None and set(found) == {0.0}
 
 
+def test_simulated_time_may_lag_behind_the_stamps() -> None:
+    watch = ClockWatch(simulated=True)
+    assert [watch.observe(-0.5) for _ in range(30)] == [0.0] * 30
+    assert watch.offset_s is None
+    for _ in range(5):
+        watch.observe(-60.0)
+    assert watch.offset_s == -60.0
+
+
 def test_stamps_from_the_future_are_noticed_at_the_fifth_frame() -> None:
     assert ages([-3.0] * 4)[1] is None
     found, offset = ages([-3.0, -3.2, -2.9, -3.1, -3.0])

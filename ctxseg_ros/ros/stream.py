@@ -57,7 +57,7 @@ class CameraStream:
         self.name = name
         self.counts = FrameCounts()
         self.latency = LatencyWindow(LATENCY_WINDOW)
-        self.clock = ClockWatch()
+        self.clock = ClockWatch(node.get_parameter("use_sim_time").value)
         self.camera_info: CameraInfo | None = None
         self.encoding = "none yet"
         self.blocked: str | None = None  # why no frame can arrive

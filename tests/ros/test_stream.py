@@ -42,7 +42,7 @@ def send(wait: Any, image_message: Any) -> Callable[..., None]:
         for stamp in stamps:
             before = done(scene)
             message = image_message()
-            message.header.stamp = Time(sec=stamp // 10**9, nanosec=stamp % 10**9)
+            message.header.stamp = time_of(stamp)
             scene.publishers[""].publish(message)
             wait(lambda: done(scene) == before + 1)  # noqa: B023
 
@@ -60,6 +60,14 @@ def reported(scene: Any) -> dict[str, str]:
     """The node's values, from a report after this call."""
     scene.graph.counts()
     return scene.graph.values()
+
+
+def time_of(stamp: int) -> Time:
+    return Time(sec=stamp // 10**9, nanosec=stamp % 10**9)
+
+
+def stamp_of(message: Image) -> int:
+    return message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
 
 
 def wall(offset_s: float = 0.0) -> int:
@@ -82,7 +90,7 @@ def test_a_late_frame_is_dropped_and_a_new_timeline_followed_from_its_third_fram
     counts = made.graph.counts()
     assert counts["dropped_out_of_order"] == len(seconds) - len(kept)
     assert counts["frames_labelled"] == len(kept)
-    assert "older than the one before" in made.graph.status().message
+    assert "older than one before" in made.graph.status().message
 
 
 def test_frames_without_a_stamp_are_counted_and_labelled(scene: Any, wait: Any, send: Any) -> None:
@@ -131,64 +139,62 @@ def test_labels_come_in_order_with_the_header_and_the_content_of_their_frame(
         height, width = ((32, 48), (32, 48), (33, 31))[number % 3]
         data = np.full(height * width * 3, shades[stamp], np.uint8)
         message = Image(height=height, width=width, encoding="rgb8", step=width * 3)
-        message.header.stamp = Time(sec=stamp // 10**9, nanosec=stamp % 10**9)
+        message.header.stamp = time_of(stamp)
         message.header.frame_id = f"{height}x{width}"
         message.data = array.array("B", data.tobytes())
         images.publish(message)
         time.sleep(0.003)
-    counts = graph.counts()
-    wait(lambda: len(labels) == len(confidence) == counts["frames_labelled"])
-    assert counts["dropped_queue"] > 0 and counts["frames_labelled"] > 20
-    steps = np.linspace(0, 765, classes + 1)[1:-1]
     for outputs in (labels, confidence):
-        stamps = [item.header.stamp.sec * 10**9 + item.header.stamp.nanosec for item in outputs]
-        assert stamps == sorted(set(stamps))
-    for label, sure in zip(labels, confidence, strict=True):
-        assert sure.header == label.header
-        assert label.header.frame_id == f"{label.height}x{label.width}"
-        shade = shades[label.header.stamp.sec * 10**9 + label.header.stamp.nanosec]
-        assert set(label.data) == {int(np.searchsorted(steps, 3 * shade))}
-        assert abs(max(sure.data) - shade) <= 1 and abs(min(sure.data) - shade) <= 1
+        # The newest frame is never dropped.
+        wait(lambda: outputs and stamp_of(outputs[-1]) == stamp)  # noqa: B023
+        stamps = [stamp_of(item) for item in outputs]
+        assert stamps == sorted(set(stamps)) and 20 < len(stamps) < 200
+        for item in outputs:
+            assert item.header.frame_id == f"{item.height}x{item.width}"
+    steps = np.linspace(0, 765, classes + 1)[1:-1]
+    for item in labels:
+        assert set(item.data) == {int(np.searchsorted(steps, 3 * shades[stamp_of(item)]))}
+    for item in confidence:
+        assert np.ptp(item.data) == 0 and abs(item.data[0] - shades[stamp_of(item)]) <= 1
+    assert graph.counts()["dropped_queue"] > 0
 
 
 # The clock
 
 
+@pytest.mark.parametrize("max_age_ms", [0, 500])
 @pytest.mark.parametrize(("offset_s", "side"), [(3.0, "ahead of"), (-3600.0, "behind")])
 def test_a_clock_that_is_off_is_said_and_ages_count_from_the_arrival(
-    scene: Any, wait: Any, send: Any, offset_s: float, side: str
+    scene: Any, send: Any, offset_s: float, side: str, max_age_ms: int
 ) -> None:
-    made = scene(max_age_ms=500)
+    made = scene(max_age_ms=max_age_ms)
     for _ in range(15):
         send(made, wall(offset_s))
-    values = reported(made)
-    assert float(values["clock_offset_ms"]) == pytest.approx(-offset_s * 1e3, abs=2000)
+    before = reported(made)
+    assert float(before["clock_offset_ms"]) == pytest.approx(-offset_s * 1e3, abs=2000)
     assert made.graph.status().level == WARN
     assert f"{side} this machine's clock" in made.graph.status().message
-    before = made.graph.counts()
     for _ in range(10):
         send(made, wall(offset_s))
-    after = made.graph.counts()
-    assert after["dropped_stale"] == before["dropped_stale"]
-    assert after["frames_labelled"] == before["frames_labelled"] + 10
     values = reported(made)
+    assert values["dropped_stale"] == before["dropped_stale"]
+    assert int(values["frames_labelled"]) == int(before["frames_labelled"]) + 10
     for name in ("latency", "transport", "queue", "inference", "publish"):
         for point in ("p50", "p95", "p99"):
             assert 0 <= float(values[f"{name}_{point}_ms"]) < 5000
-    assert float(values["transport_p99_ms"]) == 0
 
 
 def test_a_clock_that_was_set_right_is_trusted_again(scene: Any, wait: Any, send: Any) -> None:
     made = scene()
     for _ in range(6):
-        send(made, wall(3.0))
-    assert reported(made)["clock_offset_ms"] != ""
-    time.sleep(3.0)  # else they were older than the ones before
+        send(made, wall(0.5))
+    assert stream(made).clock.offset_s is not None
+    time.sleep(0.6)  # else they were older than the ones before
     for _ in range(6):
         send(made, wall())
     values = reported(made)
     assert values["clock_offset_ms"] == ""
-    assert made.graph.status().level == OK
+    assert "clock" not in made.graph.status().message
 
 
 def test_one_wrong_stamp_is_no_wrong_clock(scene: Any, wait: Any, send: Any) -> None:
@@ -218,9 +224,7 @@ class SimulatedTime:
 
     def _run(self) -> None:
         while not self._stopping.wait(1 / self._hz):
-            now = self.now()
-            stamp = Time(sec=now // 10**9, nanosec=now % 10**9)
-            self._publisher.publish(self._message(clock=stamp))
+            self._publisher.publish(self._message(clock=time_of(self.now())))
 
     def stop(self) -> None:
         self._stopping.set()
@@ -244,7 +248,8 @@ def simulated() -> Iterator[Callable[..., SimulatedTime]]:
 
 @pytest.mark.parametrize(
     ("rate", "hz"),
-    [(0, 100), (1, 1000), (10, 1000), (1, 40), (10, 40)],  # 40: as `ros2 bag play --clock`
+    # 10 Hz is Gazebo Classic's /clock, 40 Hz that of `ros2 bag play --clock`.
+    [(0, 100), (1, 1000), (10, 1000), (1, 10), (10, 40)],
 )
 def test_simulated_time_is_followed_at_any_pace(
     scene: Any, wait: Any, send: Any, simulated: Any, rate: float, hz: float
@@ -253,12 +258,12 @@ def test_simulated_time_is_followed_at_any_pace(
     made.stage.costs_ms[(32, 48)] = 20.0
     clock = simulated(made.graph.node, rate, hz)
     wait(lambda: made.node.get_clock().now().nanoseconds >= 1000 * 10**9)
-    for _ in range(60):
+    for _ in range(40):
         send(made, clock.now())
         time.sleep(0.01)
         assert stream(made).clock.offset_s is None
     values = reported(made)
-    assert values["frames_labelled"] == "60"
+    assert values["frames_labelled"] == "40"
     assert values["clock_offset_ms"] == ""
     assert 15 < float(values["inference_p50_ms"]) < 150  # of real time
     assert 0 <= float(values["latency_p99_ms"]) < math.inf
