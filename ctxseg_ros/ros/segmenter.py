@@ -318,6 +318,9 @@ class SegmentNode(LifecycleNode):
         """Set parameters together, and never raise: that would end the executor."""
         try:
             parameters = [Parameter.from_parameter_msg(message) for message in messages]
+            # rclpy does not name them, and lets an empty name through.
+            if unknown := [item.name for item in parameters if not self.has_parameter(item.name)]:
+                raise ValueError(f"there is no parameter {unknown[0]!r}; see ros2 param list")
             await self._load_for(parameters)
             return self.set_parameters_atomically(parameters)
         except Exception as error:
