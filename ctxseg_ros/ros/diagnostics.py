@@ -193,12 +193,14 @@ class CameraHealth:
 
     def findings(self) -> list[Finding]:
         """What needs somebody, and last what is well."""
-        found: list[Finding] = [(WARN, sentence) for sentence in self.unmatched]
-        if self.silence_s > SILENCE_S:
-            return [(ERROR, self.blocked) if self.blocked else (STALE, self._silence()), *found]
-        if self.blocked:  # another publisher's frames do arrive
-            found.append((WARN, self.blocked))
         recent, topic = self.recent, self.topic
+        found: list[Finding] = [(WARN, sentence) for sentence in self.unmatched]
+        if self.blocked:  # no error as long as another publisher's frames arrive
+            found.append((WARN if recent["received"] else ERROR, self.blocked))
+        elif self.silence_s > SILENCE_S:
+            found.append((STALE, self._silence()))
+        if not recent["received"] and (self.blocked or self.silence_s > SILENCE_S):
+            return found
         if recent["inference_error"]:
             found.append(
                 (ERROR, f"{recent['inference_error']} frames of {topic} failed: {self.last_error}")

@@ -15,22 +15,22 @@ OK, WARN, ERROR, STALE = (
     DiagnosticStatus.ERROR,
     DiagnosticStatus.STALE,
 )
-BUSY = {"labelled": 20}
+BUSY = {"received": 20, "labelled": 20}
 
 
 @pytest.mark.parametrize(
     ("level", "sentence", "fields"),
     [
         (OK, "24.9 frames a second", {"rate_out_hz": 24.9}),
-        (ERROR, "offers best_effort", {"blocked": "it offers best_effort", "silence_s": 99.0}),
+        (ERROR, "offers best_effort", {"blocked": "it offers best_effort", "recent": {}}),
         (WARN, "offers best_effort", {"blocked": "it offers best_effort"}),  # another one works
         (WARN, "gets nothing", {"unmatched": ["a subscriber gets nothing"]}),
-        (STALE, "nobody publishes /cam", {"unmatched": ["x"], "silence_s": 3.0}),
-        (STALE, "nobody publishes /cam: start", {"silence_s": 3.0}),
+        (STALE, "nobody publishes /cam", {"unmatched": ["x"], "silence_s": 3.0, "recent": {}}),
+        (STALE, "nobody publishes /cam: start", {"silence_s": 3.0, "recent": {}}),
         (STALE, "no frame on /cam for 3 s though 1", {"silence_s": 3.0, "publishers": 1}),
         (ERROR, "2 frames of /cam failed: step", {"recent": {**BUSY, "inference_error": 2}}),
         (WARN, "3 malformed frames: step", {"recent": {**BUSY, "malformed": 3}}),
-        (ERROR, "3 malformed frames: step", {"recent": {"malformed": 3}}),
+        (ERROR, "3 malformed frames: step", {"recent": {"received": 3, "malformed": 3}}),
         (WARN, "were lost in transport: give", {"recent": {**BUSY, "lost_transport": 4}}),
         (
             WARN,
