@@ -22,8 +22,8 @@ class ClockWatch:
         self._ahead_s = SIMULATED_AHEAD_S if simulated else AHEAD_S
         self._delays: deque[float] = deque(maxlen=_CERTAIN_BEHIND)
         self.offset_s: float | None = None
-        """How far this machine's clock is ahead of the camera's, as far as the fastest of the last
-        frames tells; None while the two go together."""
+        """How far this machine's clock is ahead of the camera's (negative: behind it), at least, as
+        the last frames tell; None while the two go together."""
         self.doubtful = False
         """Whether the last frame's age may be the clock's fault: it is old, and that is not yet
         explained."""

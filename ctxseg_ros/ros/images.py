@@ -65,7 +65,7 @@ _WHOLE_FRAMES = "the camera driver must send whole frames"
 _SETTINGS = "check the camera's settings"
 _JPEG_OR_PNG = "send JPEG or PNG"
 
-_MAX_PIXELS = 2**28  # of a compressed frame, where a damaged header could ask for all the memory
+_MAX_PIXELS = 2**26  # of a compressed frame, where a damaged header could ask for all the memory
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _JPEG_FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_SCAN_HEADER = 0xDA

@@ -217,12 +217,14 @@ class Graph:
             except subprocess.TimeoutExpired:
                 process.process.kill()
                 raise
-            assert "Traceback" not in process.output, process.output
         self._stopping.set()
         self._thread.join(TIMEOUT_S)
-        for node in self._nodes:
-            assert node.close(TIMEOUT_S)
+        ended = [node.close(TIMEOUT_S) for node in self._nodes]
         rclpy.shutdown(context=self._context)
+        # Last: what is left running would keep pytest from ending.
+        assert all(ended)
+        for process in self._processes:
+            assert "Traceback" not in process.output, process.output
 
 
 @pytest.fixture
