@@ -140,20 +140,31 @@ def test_several_parameters_change_together_or_not_at_all(
     assert "32x64" in running.values()["input_sizes"]
 
 
+@pytest.fixture
+def slow_loading(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], tuple[Any, Any]]:
+    """begin(stage) -> an event when the next model begins to load, and one that lets it."""
+
+    def begin(stage: Any) -> tuple[Any, Any]:
+        loading, go_on = threading.Event(), threading.Event()
+        open_at_once = stage.open
+
+        def open_slowly(*arguments: Any) -> Any:
+            loading.set()
+            assert go_on.wait(60)
+            return open_at_once(*arguments)
+
+        monkeypatch.setattr("ctxseg_ros.engine.open_runtime", open_slowly)
+        return loading, go_on
+
+    return begin
+
+
 def test_the_executor_goes_on_while_a_model_loads(
-    scene: Any, wait: Any, image_message: Any, monkeypatch: Any
+    scene: Any, wait: Any, image_message: Any, slow_loading: Any
 ) -> None:
     made = scene()
     graph, stage = made.graph, made.stage
-    loading, go_on = threading.Event(), threading.Event()
-    open_at_once = stage.open
-
-    def open_slowly(*arguments: Any) -> Any:
-        loading.set()
-        assert go_on.wait(60)
-        return open_at_once(*arguments)
-
-    monkeypatch.setattr("ctxseg_ros.engine.open_runtime", open_slowly)
+    loading, go_on = slow_loading(stage)
     answers: list[Any] = []
     asking = threading.Thread(target=lambda: answers.append(graph.set("device", "openvino")))
     asking.start()
@@ -267,18 +278,10 @@ def test_what_the_budget_taught_outlives_groups_and_the_same_budget(
 
 
 def test_the_node_answers_while_a_model_loads_and_transitions_wait(
-    scene: Any, wait: Any, monkeypatch: Any
+    scene: Any, slow_loading: Any
 ) -> None:
     made = scene()
-    loading, go_on = threading.Event(), threading.Event()
-    open_at_once = made.stage.open
-
-    def open_slowly(*arguments: Any) -> Any:
-        loading.set()
-        assert go_on.wait(60)
-        return open_at_once(*arguments)
-
-    monkeypatch.setattr("ctxseg_ros.engine.open_runtime", open_slowly)
+    loading, go_on = slow_loading(made.stage)
     answers: list[Any] = []
     asking = threading.Thread(target=lambda: answers.append(made.graph.set("device", "openvino")))
     asking.start()
