@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What to do after an inference failed: open the model again, and then on another device."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 RETRIES_S = (0.0, 0.5, 2.0)
 """How long to wait before each attempt on the device that failed."""
@@ -14,18 +14,20 @@ CALM_FRAMES = 100
 class Recovery:
     """Says which device to open next, and after how long. Knows nothing of models."""
 
-    def __init__(self, device: str, others: Sequence[str]) -> None:
-        """`device` runs now; `others` are there too, best first."""
-        self._devices = [device, *others]
+    def __init__(self, device: str, devices: Callable[[], Sequence[str]]) -> None:
+        """`device` runs now; `devices` gives all that are there, best first. It is not asked
+        before they are needed: looking for a device loads its library."""
+        self._first = device
+        self._devices = devices
         self._calm = 0
         self._attempts = self._all_attempts()
 
     def _all_attempts(self) -> Iterator[tuple[float, str]]:
-        first, *others = self._devices
-        yield from ((wait_s, first) for wait_s in RETRIES_S)
+        yield from ((wait_s, self._first) for wait_s in RETRIES_S)
+        others = [device for device in self._devices() if device != self._first]
         yield from ((0.0, device) for device in others)
         while True:
-            yield from ((LAST_RESORT_S, device) for device in self._devices)
+            yield from ((LAST_RESORT_S, device) for device in (self._first, *others))
 
     def next(self) -> tuple[float, str]:
         """(seconds to wait, device to open) after a failure, be it to open or to run."""
@@ -36,7 +38,5 @@ class Recovery:
         """A frame was predicted on `device`."""
         self._calm += 1
         if self._calm == CALM_FRAMES:
-            # This device is the first to try from now on.
-            self._devices.remove(device)
-            self._devices.insert(0, device)
+            self._first = device
             self._attempts = self._all_attempts()

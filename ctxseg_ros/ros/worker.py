@@ -25,6 +25,11 @@ from ctxseg_ros.ros.stream import THROTTLE_S, CameraStream, Frame
 from ctxseg_ros.runtimes import devices
 
 
+def available_devices() -> list[str]:
+    """The devices that seem to be there, best first."""
+    return [name for name, why_not in devices().items() if why_not is None]
+
+
 class InferenceFailed(RuntimeError):
     """A runtime raised: the device is lost, out of memory, or the like."""
 
@@ -48,12 +53,11 @@ class Running:
     @classmethod
     def start(cls, engine: Engine, budget_ms: float) -> "Running":
         """An engine that has not run a frame yet."""
-        there = [name for name, why_not in devices().items() if why_not is None]
         return cls(
             engine,
             budget_ms,
             SizeController(engine.costs_ms, budget_ms),
-            Recovery(engine.device, [name for name in there if name != engine.device]),
+            Recovery(engine.device, available_devices),
             engine.device,
         )
 

@@ -2,11 +2,13 @@
 """A ROS graph for each test: a domain of its own, a node that looks on, and real processes."""
 
 import array
+import fcntl
 import itertools
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -43,12 +45,23 @@ PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES
 os.environ.update(dict.fromkeys(PROFILE_VARIABLES, str(ROOT / "config" / "fastdds.xml")))
 
 TIMEOUT_S = 60.0
-_domains = itertools.count(os.getpid())
+_candidates = itertools.cycle([(os.getpid() + i) % 100 + 1 for i in range(100)])
 
 
-def new_domain() -> int:
-    """A ROS_DOMAIN_ID that neither another test nor, most likely, another run uses."""
-    return next(_domains) % 100 + 1
+def lock_domain() -> tuple[int, int]:
+    """A ROS_DOMAIN_ID that no other test on this machine uses now, and the file that says so: to
+    be closed. The numbers go round, for who was killed is still seen in a domain for a while."""
+    for _ in range(100):
+        domain = next(_candidates)
+        path = Path(tempfile.gettempdir(), f"ctxseg_ros_tests_domain_{domain}")
+        file = os.open(path, os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+        else:
+            return domain, file
+    raise RuntimeError("every ROS domain from 1 to 100 is in use by tests")
 
 
 def wait(condition: Callable[[], Any], timeout_s: float = TIMEOUT_S) -> Any:
@@ -98,7 +111,7 @@ class Graph:
     def __init__(
         self, folder: Path, arguments: list[str] | None = None, context: Context | None = None
     ) -> None:
-        self.domain = new_domain()
+        self.domain, self._domain_lock = lock_domain()
         self._context = context
         self._folder = folder
         self._processes: list[NodeProcess] = []
@@ -221,6 +234,7 @@ class Graph:
         self._thread.join(TIMEOUT_S)
         ended = [node.close(TIMEOUT_S) for node in self._nodes]
         rclpy.shutdown(context=self._context)
+        os.close(self._domain_lock)
         # Last: what is left running would keep pytest from ending.
         assert all(ended)
         for process in self._processes:
