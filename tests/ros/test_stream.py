@@ -15,6 +15,7 @@ import pytest
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image
 
 from ctxseg_ros.ros import worker
@@ -112,8 +113,6 @@ def test_labels_come_in_order_with_the_header_and_the_content_of_their_frame(
     monkeypatch: pytest.MonkeyPatch,
     device: str,
 ) -> None:
-    if device == "openvino":
-        pytest.importorskip("openvino")
     classes = 250
     graph = graph_with(model=model_factory(classes=classes), device=device)
     node = graph.add(SegmentNode())
@@ -209,9 +208,6 @@ class SimulatedTime:
     """Publishes /clock: `rate` seconds a second (0: paused), `hz` times a second."""
 
     def __init__(self, node: Any, rate: float, hz: float) -> None:
-        from rosgraph_msgs.msg import Clock
-
-        self._message = Clock
         self._publisher = node.create_publisher(Clock, "/clock", 10)
         self._rate, self._hz = rate, hz
         self._start = time.monotonic()
@@ -224,7 +220,7 @@ class SimulatedTime:
 
     def _run(self) -> None:
         while not self._stopping.wait(1 / self._hz):
-            self._publisher.publish(self._message(clock=time_of(self.now())))
+            self._publisher.publish(Clock(clock=time_of(self.now())))
 
     def stop(self) -> None:
         self._stopping.set()
@@ -234,7 +230,6 @@ class SimulatedTime:
 @pytest.fixture
 def simulated() -> Iterator[Callable[..., SimulatedTime]]:
     """make(node, rate, hz) -> simulated time that runs until the test ends."""
-    pytest.importorskip("rosgraph_msgs.msg", reason="rosgraph_msgs is not installed")
     made: list[SimulatedTime] = []
 
     def make(*arguments: Any) -> SimulatedTime:
