@@ -65,6 +65,8 @@ setup(
             "ros-jazzy-std-msgs",
             "ros-jazzy-rmw-fastrtps-cpp",
         ],
+        # The node's refinement, and the same offline.
+        "refine": ["pydensecrf2>=1.1", "scikit-image>=0.22", "scipy>=1.11"],
         # torch and torchvision as the pair that PyPI serves: beside a CPU-only torch, PyPI's
         # torchvision makes `import timm` fail.
         "train": [
@@ -80,6 +82,10 @@ setup(
             "onnxruntime>=1.20",
             "openvino>=2024.6",
             "scipy>=1.11",
+            "scikit-image>=0.22",
+            "pydensecrf2>=1.1",
+            "rosbags>=0.10",
+            "rich>=13.0",
         ],
         "view": ["rerun-sdk>=0.21", "matplotlib>=3.8"],
         # Ships the street clip that `make demo` plays.
@@ -88,6 +94,7 @@ setup(
         # extras, install one.
         "test": [
             "pytest>=8.0",
+            "pytest-xdist>=3.5",
             "hypothesis>=6.100",
             "ruff>=0.9",
             "mypy>=1.11",

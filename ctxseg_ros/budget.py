@@ -75,9 +75,9 @@ class SizeController:
     """
 
     def __init__(self, costs_ms: Sequence[float], budget_ms: float) -> None:
-        """`costs_ms`: the inference time of each size on the same load, largest size first; only
-        their ratios count later. `budget_ms` 0: always the largest size. Raises ValueError for
-        costs that are not positive, and for a negative budget.
+        """`costs_ms`: the time of inference, with refinement, at each size on the same load,
+        largest size first; only their ratios count later. `budget_ms` 0: always the largest size.
+        Raises ValueError for costs that are not positive, and for a negative budget.
         """
         if not costs_ms or not all(0 < cost < math.inf for cost in costs_ms):
             raise ValueError(f"costs_ms must be positive times, one for each size, not {costs_ms}")

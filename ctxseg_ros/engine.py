@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from ctxseg_ros.label_groups import LabelGroups, read_label_groups
 from ctxseg_ros.model_file import ClassInfo, ModelInfo, colour_table, format_size
 from ctxseg_ros.pipeline import at_frame_size
 from ctxseg_ros.prediction import UNLABELLED, Prediction
+from ctxseg_ros.refinement import NONE, Refiner
 from ctxseg_ros.runtimes import Runtime, open_runtime
 from ctxseg_ros.runtimes.base import fastest_ms, pattern_image
 
@@ -29,21 +31,25 @@ class EngineSpec:
     device: str
     input_sizes: tuple[tuple[int, int], ...]
     label_groups: str
+    refinement: str = NONE
 
 
 @dataclass(frozen=True)
 class Engine:
     """One model on one device, at each of its sizes, in the order that was asked for.
 
-    `costs_ms`: how long each size takes in a quiet moment of this machine. `classes` and `colours`
-    (uint8 [256, 3], RGB, by id) are those of the groups, if any. `heads`: how many heads the
-    attention has; 0 for models that give labels.
+    `inference_ms`, `refine_ms`: how long each size takes in a quiet moment of this machine.
+    `refiner`: None without refinement. `classes` and `colours` (uint8 [256, 3], RGB, by id) are
+    those of the groups, if any. `heads`: how many heads the attention has; 0 for models that give
+    labels.
     """
 
     spec: EngineSpec
     info: ModelInfo
     runtimes: tuple[Runtime, ...]
-    costs_ms: tuple[float, ...]
+    inference_ms: tuple[float, ...]
+    refiner: Refiner | None
+    refine_ms: tuple[float, ...]
     groups: LabelGroups | None
     classes: tuple[ClassInfo, ...]
     colours: NDArray[np.uint8]
@@ -53,6 +59,19 @@ class Engine:
     def device(self) -> str:
         """tensorrt, cuda, openvino or cpu."""
         return self.runtimes[0].device
+
+    @property
+    def costs_ms(self) -> tuple[float, ...]:
+        """What each size takes that another size would not: inference and refinement."""
+        return tuple(map(sum, zip(self.inference_ms, self.refine_ms, strict=True)))
+
+    def refined(
+        self, image: NDArray[np.uint8], prediction: Prediction, merge_level: float
+    ) -> Prediction:
+        """A runtime's prediction for the image, refined if `spec` says so; see `Refiner`."""
+        if self.refiner is None:
+            return prediction
+        return self.refiner(image, prediction, merge_level)
 
     def finish(
         self,
@@ -90,6 +109,8 @@ class Engine:
         """Free the model's memory. Not while a runtime is running."""
         for runtime in self.runtimes:
             runtime.close()
+        if self.refiner is not None:
+            self.refiner.close()
 
 
 def open_engine(spec: EngineSpec, log: logging.Logger, device: str | None = None) -> Engine:
@@ -99,7 +120,7 @@ def open_engine(spec: EngineSpec, log: logging.Logger, device: str | None = None
 
     Every size is warmed up and measured. Raises ModelFileError,
     LabelGroupsError, RuntimeUnavailable, or ValueError for sizes that do not fit the model or do
-    not go from the largest to the smallest.
+    not go from the largest to the smallest, and for a refinement that cannot be.
     """
     info = store.load(spec.model)
     groups, classes, colours = _grouping(spec, info)
@@ -107,19 +128,23 @@ def open_engine(spec: EngineSpec, log: logging.Logger, device: str | None = None
     for size in spec.input_sizes:
         info.check_size(size)
     sizes = spec.input_sizes or (info.fixed_size or info.size,)
-    runtimes, costs = _open_runtimes(info, sizes, device or spec.device, log)
+    refiner = _refiner(spec, info)
+    refine_ms = _refine_ms(refiner, sizes)
+    runtimes, inference_ms = _open_runtimes(info, sizes, device or spec.device, log)
     heads = _heads(runtimes[0]) if info.task == "attention" else 0
-    return Engine(spec, info, runtimes, costs, groups, classes, colours, heads)
+    return Engine(
+        spec, info, runtimes, inference_ms, refiner, refine_ms, groups, classes, colours, heads
+    )
 
 
 def reopened(engine: Engine, device: str, log: logging.Logger) -> Engine:
-    """The same model, sizes and groups on another device, or on the same one anew.
+    """The same model, sizes, groups and refinement on another device, or on the same one anew.
 
     Raises RuntimeUnavailable, or ModelFileError if the model's file is another one by now.
     """
     sizes = [runtime.size for runtime in engine.runtimes]
-    runtimes, costs = _open_runtimes(engine.info, sizes, device, log)
-    return dataclasses.replace(engine, runtimes=runtimes, costs_ms=costs)
+    runtimes, inference_ms = _open_runtimes(engine.info, sizes, device, log)
+    return dataclasses.replace(engine, runtimes=runtimes, inference_ms=inference_ms)
 
 
 def _open_runtimes(
@@ -144,10 +169,54 @@ def _heads(runtime: Runtime) -> int:
     return len(attention)
 
 
-def regrouped(engine: Engine, spec: EngineSpec) -> Engine:
-    """The same open model with the groups of `spec`. Raises LabelGroupsError."""
+def adapted(engine: Engine, spec: EngineSpec) -> Engine:
+    """The same open model with the groups and the refinement of `spec`.
+
+    Raises LabelGroupsError, and ValueError for a refinement that cannot be.
+    """
     groups, classes, colours = _grouping(spec, engine.info)
-    return dataclasses.replace(engine, spec=spec, groups=groups, classes=classes, colours=colours)
+    refiner, refine_ms = engine.refiner, engine.refine_ms
+    if spec.refinement != engine.spec.refinement:
+        refiner = _refiner(spec, engine.info)
+        refine_ms = _refine_ms(refiner, [runtime.size for runtime in engine.runtimes])
+    return dataclasses.replace(
+        engine,
+        spec=spec,
+        refiner=refiner,
+        refine_ms=refine_ms,
+        groups=groups,
+        classes=classes,
+        colours=colours,
+    )
+
+
+def _refiner(spec: EngineSpec, info: ModelInfo) -> Refiner | None:
+    if spec.refinement == NONE:
+        return None
+    if info.task == "attention":
+        raise ValueError(
+            f"refinement is for models that give labels, {info.name} gives attention. "
+            f"Set refinement to {NONE}"
+        )
+    return Refiner(spec.refinement, len(info.classes))
+
+
+def _refine_ms(refiner: Refiner | None, sizes: Sequence[tuple[int, int]]) -> tuple[float, ...]:
+    """What each size takes, from what the smallest does: it goes with the pixels.
+
+    Not on the model's labels: it may be labelling frames meanwhile.
+    """
+    if refiner is None:
+        return (0.0,) * len(sizes)
+    height, width = sizes[-1]
+    rows, columns = np.mgrid[0:height, 0:width] // 16
+    labels = (rows + columns).astype(np.uint8) % refiner.classes
+    prediction = Prediction(labels, np.full_like(labels, 200))
+    for _ in range(2):  # the first run warms up
+        start = time.perf_counter()
+        refiner(pattern_image((height, width)), prediction, 0.5)
+        took_ms = (time.perf_counter() - start) * 1e3
+    return tuple(took_ms * size[0] * size[1] / (height * width) for size in sizes)
 
 
 def _grouping(

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-STAGES = ("total", "transport", "queue", "preprocess", "inference", "postprocess", "publish")
+STAGES = (
+    "total",
+    "transport",
+    "queue",
+    "preprocess",
+    "inference",
+    "refine",
+    "postprocess",
+    "publish",
+)
 
 
 @dataclass
@@ -19,6 +28,7 @@ class FrameTimes:
     started: float | None = None
     prepared: float | None = None
     inferred: float | None = None
+    refined: float | None = None
     finished: float | None = None
     published: float | None = None
 
@@ -30,7 +40,8 @@ class FrameTimes:
             "queue": (self.received, self.started),
             "preprocess": (self.started, self.prepared),
             "inference": (self.prepared, self.inferred),
-            "postprocess": (self.inferred, self.finished),
+            "refine": (self.inferred, self.refined),
+            "postprocess": (self.refined, self.finished),
             "publish": (self.finished, self.published),
         }
         return {

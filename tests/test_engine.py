@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ctxseg_ros import engine as engine_module
-from ctxseg_ros.engine import Engine, EngineSpec, open_engine, regrouped
+from ctxseg_ros.engine import Engine, EngineSpec, open_engine, adapted
 from ctxseg_ros.label_groups import LabelGroupsError
 from ctxseg_ros.model_file import ModelFileError
 from ctxseg_ros.prediction import Prediction
@@ -107,14 +107,14 @@ def test_what_is_open_is_closed_if_a_later_size_fails(
 
 def test_groups_change_without_opening_the_model_again(spec: EngineSpec, groups: str) -> None:
     engine = open_engine(spec, LOG)
-    grouped = regrouped(engine, dataclasses.replace(spec, label_groups=groups))
+    grouped = adapted(engine, dataclasses.replace(spec, label_groups=groups))
     assert grouped.runtimes is engine.runtimes
     assert [item.name for item in grouped.classes] == ["light", "rest"]
     assert grouped.colours[:3].tolist() == [[200, 100, 0], [0, 50, 250], [0, 0, 0]]
-    back = regrouped(grouped, spec)
+    back = adapted(grouped, spec)
     assert back.classes == engine.classes and back.groups is None
     with pytest.raises(LabelGroupsError):
-        regrouped(engine, dataclasses.replace(spec, label_groups="missing.yaml"))
+        adapted(engine, dataclasses.replace(spec, label_groups="missing.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def engines(
     path.write_text(GROUPS)
     plain = EngineSpec(str(model_factory()), "cpu", (), "")
     engine = open_engine(plain, LOG)
-    return [engine, regrouped(engine, dataclasses.replace(plain, label_groups=str(path)))]
+    return [engine, adapted(engine, dataclasses.replace(plain, label_groups=str(path)))]
 
 
 @given(

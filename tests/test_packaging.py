@@ -207,7 +207,7 @@ def test_manifests_agree(site_packages: Path) -> None:
     assert manifest.licenses == ["Apache-2.0"]
     assert manifest.get_build_type() == "ament_python"
     extras = set(metadata.get_all("Provides-Extra") or [])
-    assert extras >= {"gpu", "cpu", "ros", "train", "view", "demo", "test"}
+    assert extras >= {"gpu", "cpu", "ros", "refine", "train", "view", "demo", "test"}
 
 
 def test_package_xml_names_every_import() -> None:

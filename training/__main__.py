@@ -13,7 +13,7 @@ import lightning as L
 from lightning.pytorch.cli import LightningCLI
 
 from training.data.pairs import DataError
-from training.systems.segmenter import TrainingDiverged
+from training.systems.labelled import TrainingDiverged
 
 
 def main(args: list[str] | None = None) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m training.evaluate labels``: score a model file on labelled frames.
+"""``python -m training.evaluate``: score a model file on labelled or segmented images.
 
 What is scored is what the node runs: the exported file, through the same runtime and resizing.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,24 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from ctxseg_ros.crf import refine
 from ctxseg_ros.machine import commit, describe
+from ctxseg_ros.merging import hierarchy
 from ctxseg_ros.model_file import ModelFileError, ModelInfo, format_size, parse_size
 from ctxseg_ros.pipeline import FrameSegmenter
 from ctxseg_ros.runtimes import RuntimeUnavailable, open_runtime
 from ctxseg_ros.store import load
-from training.data.pairs import IGNORE, DataError, Pair, pair_files, read_image, read_label
+from training.data.bsds import check_pairs, pair_truths, read_truths
+from training.data.files import DataError, read_image
+from training.data.pairs import IGNORE, Pair, pair_files, read_label
+from training.matching import MATCHES, NONE, match_clusters, matched_confusion
+from training.regions import (
+    LEVELS,
+    ImageScores,
+    score_hierarchy,
+    score_image,
+    score_set,
+)
 from training.scores import Scores
 
 
@@ -35,105 +48,295 @@ def evaluate_labels(
     ignore: int | None = None,
     size: tuple[int, int] | None = None,
     device: str = "auto",
+    match: str = "none",
 ) -> dict[str, Any]:
-    """Scores of a ``semantic`` model, at the truth's own size.
+    """Scores against label images, at the truth's own size.
+
+    The clusters of a ``clusters`` model are matched to classes once over the whole set. The truth
+    says which classes there are: every id that occurs in it, named by its number. Pixels of a
+    cluster without a class count as wrong.
 
     Args:
         info: the model. pairs: frames and their truth.
         ignore: id of the truth that does not count. 255 never counts.
         size: (height, width) of the model's input; None: the size that it was trained for.
         device: see ``ctxseg_ros.runtimes.open_runtime``.
+        match: ``none`` for a ``semantic`` model; for ``clusters`` a key of
+            ``training.matching.MATCHES``.
 
     Returns:
         ``miou``, ``iou`` (by class; None for a class neither true nor predicted),
-        ``pixel_accuracy``, ``class_accuracy`` (fractions of 1), ``images``.
+        ``pixel_accuracy``, ``class_accuracy`` (fractions of 1), ``images``, ``match``; where
+        clusters were matched also ``matching`` (class by cluster, None without one) and ``other``:
+        the same scores by the other match.
 
     Raises:
-        DataError: a file cannot be read, or a label is outside the model's classes.
-        ValueError: the model's task has no named classes, or ``size`` does not fit it.
+        DataError: a file cannot be read, a label is outside the model's classes, or nothing in
+            the truth counts.
+        ValueError: ``match`` does not fit the model's task, or ``size`` its input.
     """
-    if info.task != "semantic":
-        raise ValueError(f"{info.name} is a model of task {info.task}: it has no named classes")
-    count = len(info.classes)
-    confusion = np.zeros((count, count + 1), np.int64)
+    _check_match(info, match)
+    # The classes of a clusters model are its clusters: they say nothing about the truth's ids.
+    count = len(info.classes) if info.task == "semantic" else IGNORE
+    pixels = _count_set(info, pairs, count, ignore, size, device)
+    if info.task == "semantic":
+        result = _scores(pixels, [item.name for item in info.classes])
+    else:
+        result = matched_scores(pixels, match)
+    return {**result, "images": len(pairs), "match": match}
+
+
+def _check_match(info: ModelInfo, match: str) -> None:
+    choices = " or ".join(f"{name} ({what})" for name, what in MATCHES.items())
+    if info.task == "clusters" and match not in MATCHES:
+        raise ValueError(f"{info.name} has clusters, not classes: match them by {choices}")
+    if info.task == "semantic" and match != "none":
+        raise ValueError(f"{info.name} has classes of its own: leave --match at none")
+    if info.task == "attention":
+        raise ValueError(f"{info.name} is a model of task attention: it has no labels to score")
+
+
+def _count_set(
+    info: ModelInfo,
+    pairs: Sequence[Pair],
+    classes: int,
+    ignore: int | None,
+    size: tuple[int, int] | None,
+    device: str,
+) -> NDArray[np.int64]:
+    ids = len(info.classes)
+    pixels = np.zeros((classes, ids + 1), np.int64)
     runtime = open_runtime(info, size, device)
     segmenter = FrameSegmenter(runtime)
     try:
         for pair in track(pairs, f"{info.name}", console=Console(stderr=True)):
-            truth = read_label(pair.label, count, ignore)
+            truth = read_label(pair.label, classes, ignore)
             labels = segmenter.segment(read_image(pair.image)).labels
             assert labels is not None
             if labels.shape != truth.shape:
                 height, width = truth.shape
                 labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-            confusion += count_pixels(truth, labels, count)
+            pixels += count_pixels(truth, labels, classes, ids)
     finally:
         runtime.close()
+    return pixels
+
+
+def count_pixels(
+    truth: NDArray[np.uint8], labels: NDArray[np.uint8], classes: int, ids: int | None = None
+) -> NDArray[np.int64]:
+    """Pixels by [truth, label], [C, K + 1]; labels of 255 (unlabelled) in the last column.
+
+    Both are uint8 [H, W]; where the truth is IGNORE nothing is counted. The truth has ``classes``
+    ids (C), the labels ``ids`` (K; None: as many).
+    """
+    columns = (classes if ids is None else ids) + 1
+    seen = truth != IGNORE
+    predicted = np.minimum(labels[seen], columns - 1).astype(np.int64)
+    pixels = truth[seen] * np.int64(columns) + predicted
+    return np.bincount(pixels, minlength=classes * columns).reshape(classes, columns)
+
+
+def matched_scores(pixels: NDArray[np.int64], match: str) -> dict[str, Any]:
+    """Scores of clusters, see ``evaluate_labels``, by a key of ``training.matching.MATCHES``.
+
+    Args:
+        pixels: [C, K + 1], from ``count_pixels`` over the whole set; row = id in the truth.
+
+    Raises:
+        DataError: there is no pixel.
+    """
+    there = np.flatnonzero(pixels.sum(1))
+    if not len(there):
+        raise DataError("no pixel of the label images counts: every one is 255 or --ignore")
+    pixels = pixels[there]
+    names = [str(each) for each in there]
+    results = {}
+    for how in MATCHES:
+        matching = match_clusters(pixels[:, :-1], how)
+        results[how] = _scores(matched_confusion(pixels, matching), names)
+        results[how]["matching"] = {
+            str(cluster): None if item == NONE else names[item]
+            for cluster, item in enumerate(matching)
+        }
+    (other,) = results.keys() - {match}
+    return {**results[match], "other": {"match": other, **results[other]}}
+
+
+def _scores(confusion: NDArray[np.int64], names: Sequence[str]) -> dict[str, Any]:
     scores = Scores(confusion)
     return {
         "miou": round(scores.miou, 6),
         "iou": {
-            item.name: None if np.isnan(iou) else round(float(iou), 6)
-            for item, iou in zip(info.classes, scores.iou, strict=True)
+            name: None if np.isnan(iou) else round(float(iou), 6)
+            for name, iou in zip(names, scores.iou, strict=True)
         },
         "pixel_accuracy": round(scores.pixel_accuracy, 6),
         "class_accuracy": round(scores.class_accuracy, 6),
+    }
+
+
+def evaluate_regions(
+    info: ModelInfo,
+    pairs: Sequence[Pair],
+    size: tuple[int, int] | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Scores of a model's regions against BSDS truth, at each image's own size.
+
+    Args:
+        info: the model. pairs: images and their ``.mat`` files.
+        size: (height, width) of the model's input; None: for each image the nearest to its own
+            shape that the model takes, so that none is squeezed.
+        device: see ``ctxseg_ros.runtimes.open_runtime``.
+
+    Returns:
+        ``plain`` (the partition by label, connected or not), ``crf`` (the same after the CRF) and
+        ``merged`` (the hierarchy of regions, cut at ``training.regions.LEVELS``), each what
+        ``training.regions.score_set`` returns; ``images``.
+
+    Raises:
+        DataError: a file cannot be read or used; all such files are named, before the model runs.
+        ValueError: the model has no labels, or ``size`` does not fit it.
+    """
+    if info.task == "attention":
+        raise ValueError(f"{info.name} is a model of task attention: it has no regions to score")
+    check_pairs(pairs)
+    by_size: dict[tuple[int, int], list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        by_size[size or _fitting(info, read_image(pair.image).shape[:2])].append(pair)
+    queue = [(used, pair) for used, group in by_size.items() for pair in group]
+    scores: dict[str, list[ImageScores]] = {"plain": [], "crf": [], "merged": []}
+    segmenter: FrameSegmenter | None = None
+    try:
+        for used, pair in track(queue, f"{info.name}", console=Console(stderr=True)):
+            if segmenter is None or segmenter.runtime.size != used:
+                if segmenter is not None:
+                    segmenter.runtime.close()
+                segmenter = FrameSegmenter(open_runtime(info, used, device))
+            for name, score in _score_regions(segmenter, pair, len(info.classes)).items():
+                scores[name].append(score)
+    finally:
+        if segmenter is not None:
+            segmenter.runtime.close()
+    return {
+        "plain": score_set(scores["plain"]),
+        "crf": score_set(scores["crf"]),
+        "merged": score_set(scores["merged"], LEVELS),
         "images": len(pairs),
     }
 
 
-def count_pixels(
-    truth: NDArray[np.uint8], labels: NDArray[np.uint8], classes: int
-) -> NDArray[np.int64]:
-    """Pixels by [truth, label], [K, K + 1]; labels of 255 (unlabelled) in the last column.
-
-    Both are uint8 [H, W]; where the truth is IGNORE nothing is counted.
-    """
-    seen = truth != IGNORE
-    predicted = np.minimum(labels[seen], classes).astype(np.int64)
-    pixels = truth[seen] * np.int64(classes + 1) + predicted
-    return np.bincount(pixels, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
+def _fitting(info: ModelInfo, shape: tuple[int, int]) -> tuple[int, int]:
+    if info.fixed_size is not None:
+        return info.fixed_size
+    height, width = (max(round(side / info.stride), 1) * info.stride for side in shape)
+    return height, width
 
 
-def _table(name: str, result: dict[str, Any]) -> Table:
-    table = Table(title=f"{name}: {result['images']} images", title_justify="left")
+def _score_regions(segmenter: FrameSegmenter, pair: Pair, classes: int) -> dict[str, ImageScores]:
+    image, truths = read_image(pair.image), read_truths(pair.label)
+    prediction = segmenter.segment(image)
+    assert prediction.labels is not None and prediction.confidence is not None
+    refined = refine(image, prediction.labels, prediction.confidence, classes)
+    return {
+        "plain": score_image(truths, prediction.labels),
+        "crf": score_image(truths, refined.argmax(0)),
+        "merged": score_hierarchy(truths, hierarchy(image, refined)),
+    }
+
+
+def _labels_table(name: str, result: dict[str, Any]) -> Table:
+    how = f", by {result['match']}" if "matching" in result else ""
+    table = Table(title=f"{name}: {result['images']} images{how}", title_justify="left")
     table.add_column("class")
     table.add_column("IoU %", justify="right")
+    if "matching" in result:
+        table.add_column("clusters", justify="right")
     for item, iou in result["iou"].items():
-        table.add_row(item, "-" if iou is None else f"{100 * iou:.1f}")
+        row = [item, "-" if iou is None else f"{100 * iou:.1f}"]
+        if "matching" in result:
+            row.append(" ".join(k for k, v in result["matching"].items() if v == item) or "-")
+        table.add_row(*row)
     table.add_section()
     table.add_row("mIoU", f"{100 * result['miou']:.2f}", style="bold")
     table.add_row("pixel accuracy", f"{100 * result['pixel_accuracy']:.2f}")
     table.add_row("class accuracy", f"{100 * result['class_accuracy']:.2f}")
+    if "other" in result:
+        other = result["other"]
+        table.add_section()
+        table.add_row(f"mIoU by {other['match']}", f"{100 * other['miou']:.2f}")
+        table.add_row("pixel accuracy", f"{100 * other['pixel_accuracy']:.2f}")
     return table
+
+
+def _regions_table(name: str, result: dict[str, Any]) -> Table:
+    table = Table(title=f"{name}: {result['images']} images, ODS / OIS", title_justify="left")
+    table.add_column("regions")
+    for heading in ("covering", "PRI", "VI (bits)"):
+        table.add_column(heading, justify="right")
+    for kind in ("plain", "crf", "merged"):
+        measures = [result[kind][m] for m in ("covering", "pri", "vi")]
+        table.add_row(kind, *(f"{m['ods']:.3f} / {m['ois']:.3f}" for m in measures))
+    return table
+
+
+def _labels(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
+    info = load(args.model)
+    pairs = pair_files(args.images, args.labels)
+    result = evaluate_labels(info, pairs, args.ignore, args.size, args.device, args.match)
+    size = format_size(args.size or info.fixed_size or info.size)
+    row = {"model": info.name, "size": size, "ignore": args.ignore, **result}
+    return _labels_table(info.name, result), row
+
+
+def _regions(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
+    info = load(args.model)
+    pairs = pair_truths(args.images, args.segmentations)
+    result = evaluate_regions(info, pairs, args.size, args.device)
+    fixed = args.size or info.fixed_size
+    size = format_size(fixed) if fixed else f"nearest multiple of {info.stride} to each image"
+    return _regions_table(info.name, result), {"model": info.name, "size": size, **result}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    labels = commands.add_parser("labels", help="IoU against label images")
+    regions = commands.add_parser("regions", help="covering, PRI and VI against BSDS .mat files")
+    for command, run in ((labels, _labels), (regions, _regions)):
+        command.set_defaults(run=run)
+        command.add_argument(
+            "--model", required=True, help="a name of `ctxseg models` or an .onnx file"
+        )
+        command.add_argument("--images", type=Path, required=True)
+        command.add_argument("--size", type=parse_size, metavar="HxW", help="of the model's input")
+        command.add_argument("--device", default="auto")
+        command.add_argument("--json", type=Path, metavar="FILE")
+    labels.add_argument("--labels", type=Path, required=True)
+    labels.add_argument("--ignore", type=int, metavar="ID", help="id of the truth to leave out")
+    labels.add_argument(
+        "--match",
+        choices=["none", *MATCHES],
+        default="none",
+        help="how the clusters of a model without classes are matched to the truth's",
+    )
+    regions.add_argument("--segmentations", type=Path, required=True, metavar="DIR")
+    return parser
 
 
 def main() -> int:
     """The command. Returns 1, after one clear line, where an input is at fault."""
-    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
-    commands = parser.add_subparsers(required=True)
-    labels = commands.add_parser("labels", help="IoU against label images")
-    labels.add_argument("--model", required=True, help="a name of `ctxseg models` or an .onnx file")
-    labels.add_argument("--images", type=Path, required=True)
-    labels.add_argument("--labels", type=Path, required=True)
-    labels.add_argument("--ignore", type=int, metavar="ID", help="id of the truth to leave out")
-    labels.add_argument("--size", type=parse_size, metavar="HxW", help="of the model's input")
-    labels.add_argument("--device", default="auto")
-    labels.add_argument("--json", type=Path, metavar="FILE")
-    args = parser.parse_args()
+    args = _parser().parse_args()
     try:
         if args.json and not args.json.absolute().parent.is_dir():
             raise DataError(f"{args.json}: its folder does not exist")
-        info = load(args.model)
-        pairs = pair_files(args.images, args.labels)
-        result = evaluate_labels(info, pairs, args.ignore, args.size, args.device)
+        table, row = args.run(args)
     except (DataError, ModelFileError, RuntimeUnavailable, ValueError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 1
-    Console().print(_table(info.name, result))
+    Console().print(table)
     if args.json:
-        size = format_size(args.size or info.fixed_size or info.size)
-        row = {"model": info.name, "size": size, "ignore": args.ignore, **result}
         report = {**row, "machine": describe(), "commit": commit()}
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0

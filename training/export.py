@@ -12,7 +12,6 @@ import os
 import pickle
 import sys
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +22,19 @@ import openvino
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from ctxseg_ros.machine import commit
-from ctxseg_ros.model_file import ClassInfo, ModelFileError, read_model_info, write_metadata
+from ctxseg_ros.model_file import ModelFileError, read_model_info, write_metadata
 from ctxseg_ros.runtimes import RuntimeUnavailable, open_runtime
 from ctxseg_ros.runtimes.open_vino import OpenVinoRuntime
-from training.data import camvid
-from training.data.pairs import DataError, image_files, pair_files, read_image
+from training.data.files import DataError
+from training.data.frames import open_frames
+from training.data.pairs import pair_files
 from training.evaluate import evaluate_labels
-from training.graphs import SegmenterGraph
-from training.networks.segmenter import Segmenter
 from training.systems.segmenter import SegmenterSystem
+from training.systems.unet import UNetSystem
+from training.systems.wnet import WNetSystem
 
 OPSET = 18
 #: Least share of pixels on which the file's labels equal the network's.
@@ -43,27 +44,31 @@ FRAMES = 20
 #: Smaller tensors stay in float32: they are norms and biases, and few bytes.
 HALVED_FROM = 4096
 
-
 #: What torch.load raises for a file that is damaged, something else, or not there.
 _NOT_A_CHECKPOINT = (OSError, EOFError, RuntimeError, pickle.UnpicklingError)
+
+
+System = SegmenterSystem | UNetSystem | WNetSystem
+SYSTEMS: dict[str, type[System]] = {
+    kind.__name__: kind for kind in (SegmenterSystem, UNetSystem, WNetSystem)
+}
 
 
 class ExportError(RuntimeError):
     """The exported file does not do what the network does."""
 
 
-def export_graph(network: Segmenter) -> onnx.ModelProto:
-    """The network's deployment graph with symbolic ``height`` and ``width``, without metadata."""
-    graph = SegmenterGraph(network).eval()
-    patch = graph.patch
+def export_graph(graph: nn.Module) -> onnx.ModelProto:
+    """A deployment graph with symbolic ``height`` and ``width``, without metadata."""
+    graph, stride = graph.eval(), graph.stride
     # 16:9, so that no dimension that differs from frame to frame is taken for a constant.
-    example = torch.zeros(1, 9 * patch, 16 * patch, 3, dtype=torch.uint8)
+    example = torch.zeros(1, 9 * stride, 16 * stride, 3, dtype=torch.uint8)
     rows, columns = torch.export.Dim("rows", min=2), torch.export.Dim("columns", min=2)
     program = torch.onnx.export(
         graph,
         (example,),
         dynamo=True,
-        dynamic_shapes=({1: patch * rows, 2: patch * columns},),
+        dynamic_shapes=({1: stride * rows, 2: stride * columns},),
         input_names=["image"],
         output_names=["labels", "confidence"],
         opset_version=OPSET,
@@ -111,7 +116,7 @@ def halve_weights(model: onnx.ModelProto) -> None:
     graph.node.extend(nodes)
 
 
-def load_network(checkpoint: Path) -> tuple[SegmenterSystem, dict[str, Any]]:
+def load_system(checkpoint: Path) -> tuple[System, dict[str, Any]]:
     """The system of a checkpoint, in evaluation mode, and what the run was.
 
     Raises:
@@ -124,20 +129,23 @@ def load_network(checkpoint: Path) -> tuple[SegmenterSystem, dict[str, Any]]:
             "steps": saved["global_step"],
             "recipe": {k: v for k, v in saved["hyper_parameters"].items() if k[0] != "_"},
         }
-        system = SegmenterSystem.load_from_checkpoint(
-            checkpoint, map_location="cpu", weights_only=True, weights=None, pretrained=False
+        kind = SYSTEMS[saved["system"]]
+        # The weights are in the checkpoint: nothing to begin from is looked for.
+        untaught = {"weights": None, "pretrained": False} if kind is SegmenterSystem else {}
+        system = kind.load_from_checkpoint(
+            checkpoint, map_location="cpu", weights_only=True, **untaught
         )
     except (*_NOT_A_CHECKPOINT, KeyError, TypeError, ValueError) as error:
         raise ExportError(f"{checkpoint}: no checkpoint of this version: {error}") from error
-    weights = run["recipe"].get("weights")
-    run["recipe"]["weights"] = Path(weights).name if weights else None
+    if weights := run["recipe"].get("weights"):
+        run["recipe"]["weights"] = Path(weights).name
     return system.eval(), run
 
 
-def network_labels(network: Segmenter, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def network_labels(system: System, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Labels [H, W] that the torch network gives to a frame uint8 [H, W, 3]."""
     with torch.inference_mode():
-        logits = network(torch.from_numpy(frame).permute(2, 0, 1)[None])
+        logits = system.logits(torch.from_numpy(frame).permute(2, 0, 1)[None])
     return logits[0].argmax(0).to(torch.uint8).numpy()
 
 
@@ -165,7 +173,14 @@ def bf16_agreement(path: Path, frames: Sequence[NDArray[np.uint8]]) -> float | N
 
 
 def export(
-    checkpoint: Path, out: Path, name: str, frames: Path, truth: Path | None
+    checkpoint: Path,
+    out: Path,
+    name: str,
+    frames: Path,
+    truth: Path | None,
+    ignore: int | None = None,
+    data: str | None = None,
+    terms: str | None = None,
 ) -> dict[str, Any]:
     """Write the model file and return its ``ctxseg.source``.
 
@@ -173,29 +188,34 @@ def export(
         checkpoint: of ``python -m training fit``.
         out: the file to write; it appears only when every check has passed.
         name: of the model.
-        frames: folder of real frames to measure parity and precision on.
-        truth: folder of their labels, to score the file on; None leaves the scores out.
+        frames: real frames to measure parity and precision on: a folder, a video or a bag.
+        truth: folder of their labels, to score the file on (clusters by Hungarian matching);
+            None leaves the scores out.
+        ignore: id of the truth that does not count.
+        data, terms: what taught the model, and the terms of that data; None: as the run says.
 
     Raises:
         ExportError: the file's labels differ from the network's on more than 0.1 % of pixels.
         DataError: there are no frames, or frames and labels do not fit.
     """
-    system, run = load_network(checkpoint)
+    system, run = load_system(checkpoint)
     size = tuple(system.hparams.size)
+    images = open_frames(frames)
     pictures = [
-        cv2.resize(read_image(path), size[::-1], interpolation=cv2.INTER_AREA)
-        for path in _spread(list(image_files(frames).values()), FRAMES)
+        cv2.resize(images[i], size[::-1], interpolation=cv2.INTER_AREA)
+        for i in _spread(len(images), FRAMES)
     ]
-    expected = [network_labels(system.network, frame) for frame in pictures]
-    model = export_graph(system.network)
+    expected = [network_labels(system, frame) for frame in pictures]
+    graph = system.graph()
+    model = export_graph(graph)
     halve_weights(model)
 
-    classes = [ClassInfo(i, n, c) for i, (n, c) in enumerate(camvid.CLASSES)]
+    origin, known_terms = system.origin()
     source: dict[str, Any] = {
-        "data": camvid.ORIGIN,
+        "data": data or origin,
         **run,
         "commit": commit(),
-        "licence": {"data": camvid.TERMS, "weights": "Apache-2.0"},
+        "licence": {"data": terms or known_terms, "weights": "Apache-2.0"},
     }
     draft = out.with_suffix(".part")
 
@@ -203,9 +223,9 @@ def export(
         write_metadata(
             model,
             name=name,
-            task="semantic",
-            classes=classes,
-            stride=system.network.encoder.patch,
+            task=system.task,
+            classes=system.class_infos(),
+            stride=graph.stride,
             size=size,
             source=source,
         )
@@ -226,10 +246,11 @@ def export(
         if bf16 is not None:
             source["precision"] = {"bf16_label_agreement": round(bf16, 6)}
         if truth is not None:
+            match = "none" if system.task == "semantic" else "hungarian"
             scores = evaluate_labels(
-                read_model_info(draft), pair_files(frames, truth), camvid.VOID, size
+                read_model_info(draft), pair_files(frames, truth), ignore, size, match=match
             )
-            source["scores"] = {"data": f"CamVid {frames.parent.name}", **scores}
+            source["scores"] = {"data": "/".join(frames.absolute().parts[-3:-1]), **scores}
         write()
         read_model_info(draft)
         os.replace(draft, out)
@@ -238,10 +259,9 @@ def export(
     return source
 
 
-def _spread(items: list[Path], count: int) -> list[Path]:
-    """At most ``count`` items, evenly over the list."""
-    step = max(1, len(items) // count)
-    return list(islice(items, 0, None, step))[:count]
+def _spread(items: int, count: int) -> range:
+    """At most ``count`` indices, evenly over ``items``."""
+    return range(0, items, max(1, items // count))[:count]
 
 
 def main() -> int:
@@ -252,17 +272,30 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="the .onnx file to write")
     parser.add_argument("--name", help="of the model (default: the stem of --out)")
     parser.add_argument(
-        "--frames", type=Path, default=data / "images", help="real frames to check on (%(default)s)"
+        "--frames",
+        type=Path,
+        default=data / "images",
+        help="real frames to check on: folder, video or bag (%(default)s)",
     )
     parser.add_argument(
         "--labels", type=Path, help="their labels, to write scores into the file (default: none)"
     )
+    parser.add_argument("--ignore", type=int, metavar="ID", help="id of the labels to leave out")
+    parser.add_argument("--data", metavar="TEXT", help="what taught it (default: as the run says)")
+    parser.add_argument("--terms", metavar="TEXT", help="of that data (default: as the run says)")
     args = parser.parse_args()
     try:
         if not args.out.absolute().parent.is_dir():
             raise ExportError(f"{args.out}: its folder does not exist")
         source = export(
-            args.checkpoint, args.out, args.name or args.out.stem, args.frames, args.labels
+            args.checkpoint,
+            args.out,
+            args.name or args.out.stem,
+            args.frames,
+            args.labels,
+            args.ignore,
+            args.data,
+            args.terms,
         )
     except (ExportError, DataError, ModelFileError, RuntimeUnavailable) as error:
         print(f"export: {error}", file=sys.stderr)

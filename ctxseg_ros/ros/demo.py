@@ -44,7 +44,7 @@ from ctxseg_ros.ros.source import FrameSource, SourceError
 from ctxseg_ros.runtimes import DEVICES
 
 POINTS = ("p50", "p95", "p99")
-STAGES = ("transport", "queue", "preprocess", "inference", "postprocess", "publish")
+STAGES = ("transport", "queue", "preprocess", "inference", "refine", "postprocess", "publish")
 PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 LIVE_SECONDS = 20.0
 SCALES = (1.0, 0.85, 0.7, 0.55)  # of the model's own sides

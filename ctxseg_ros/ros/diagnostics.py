@@ -111,7 +111,7 @@ class NodeHealth:
 
     `failure`: why configure or a start value failed. `trouble`: why the model does not run where
     it should; `broken`: it does not run at all. `busy_s`: how long the frame in work has been
-    there. `needed_ms`: the budget that would hold.
+    there. `needed_ms`: the budget that would hold. `refines`: part of the time is refinement.
     """
 
     state: str
@@ -123,6 +123,7 @@ class NodeHealth:
     budget_ms: float = 0.0
     needed_ms: float | None = None
     input_size: str = ""
+    refines: bool = False
 
     @property
     def runs(self) -> bool:
@@ -138,11 +139,12 @@ class NodeHealth:
         if self.broken:
             return [(ERROR, self.trouble)]
         if self.busy_s > HUNG_S:
+            slow = "set refinement to none if that takes so long, else " if self.refines else ""
             return [
                 (
                     ERROR,
                     f"a frame has been in work for {self.busy_s:.0f} s: the device seems to hang; "
-                    "restart the node",
+                    f"{slow}restart the node",
                 )
             ]
         found = []
@@ -154,13 +156,14 @@ class NodeHealth:
                 )
             )
         if self.budget_ms and self.needed_ms is not None:
+            simpler = "set refinement to none, " if self.refines else ""
             found.append(
                 (
                     WARN,
                     f"even {self.input_size}, the smallest of input_sizes, needs "
                     f"{self.needed_ms:.0f} ms (95th percentile), the budget is "
                     f"{self.budget_ms:g} ms: add a smaller size, take a faster device or model, "
-                    f"or set latency_budget_ms to {math.ceil(self.needed_ms)}",
+                    f"{simpler}or set latency_budget_ms to {math.ceil(self.needed_ms)}",
                 )
             )
         elif self.budget_ms and self.p95_ms > self.budget_ms:

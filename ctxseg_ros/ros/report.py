@@ -28,7 +28,8 @@ NODE_VALUES = {
     "device_reason": "why not on a better one",
     "precision": "fp32, bf16 or fp16",
     "input_size": "of the model now, HxW",
-    "input_sizes": "all it may take, each with its time at configure",
+    "input_sizes": "all it may take, each with the time of model and refinement when it was opened",
+    "refinement": "`none`, `crf` or `merge`",
     "latency_budget_ms": "as set; 0: none",
     "needed_budget_ms": "what the smallest size would need, where it breaks the budget",
     "memory_mb": "resident memory of the process",
@@ -43,7 +44,7 @@ COUNTS = {
     "dropped_stale": "older than `max_age_ms` before inference",
     "dropped_malformed": "could not be read; message and log say why",
     "dropped_out_of_order": "older than a frame before it",
-    "dropped_inference_error": "the model failed on it",
+    "dropped_inference_error": "the model or its refinement failed on it",
     "unstamped": "frames with stamp 0; their age counts from the arrival",
     "camera_info_mismatched": "CameraInfo of another size than its frame",
 }
@@ -59,6 +60,7 @@ LATENCIES = {
     "queue": "callback to worker",
     "preprocess": "decoding, scaling to the model's size",
     "inference": "the model alone",
+    "refine": "`refinement`",
     "postprocess": "labels to the camera's size, groups, `min_confidence`",
     "publish": "labels and confidence",
 }
@@ -85,6 +87,7 @@ def statuses(
     if running is not None:
         _add_running(running, health, values)
     values |= {
+        "refinement": settings["refinement"],
         "latency_budget_ms": f"{budget_ms:g}",
         "memory_mb": f"{machine.memory_mb():.1f}",
         **_counts(streams),
@@ -116,6 +119,7 @@ def _add_running(running: Running, health: NodeHealth, values: dict[str, Any]) -
     health.trouble, health.broken = running.trouble, running.broken
     health.p95_ms, health.needed_ms = controller.p95_ms, controller.needed_ms
     health.input_size = format_size(runtime.size)
+    health.refines = engine.refiner is not None
     sizes = zip(engine.runtimes, engine.costs_ms, strict=True)
     values |= {
         "model": engine.info.name,

@@ -26,7 +26,7 @@ from rclpy.parameter import Parameter
 from rclpy.task import Future
 
 from ctxseg_ros import machine, store
-from ctxseg_ros.engine import Engine, EngineSpec, open_engine, regrouped
+from ctxseg_ros.engine import Engine, EngineSpec, adapted, open_engine
 from ctxseg_ros.latency import LatencyWindow
 from ctxseg_ros.ros import diagnostics, qos, report
 from ctxseg_ros.ros.outputs import CameraOutputs
@@ -44,7 +44,7 @@ except ImportError:  # not installed, or older than LabelInfo
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
-SPEC_NAMES = {"model", "device", "input_sizes", "label_groups"}
+SPEC_NAMES = {"model", "device", "input_sizes", "label_groups", "refinement"}
 """The parameters that decide over what is open."""
 
 T = TypeVar("T")
@@ -270,7 +270,7 @@ class SegmentNode(LifecycleNode):
         if running is None:
             engine = open_engine(spec, self._library_log)
         elif self._still_open(running, spec, names):
-            engine = regrouped(running.engine, spec)
+            engine = adapted(running.engine, spec)
         else:
             # A device that failed is left alone until it is asked for again.
             device = None if "device" in names or not running.trouble else running.engine.device
@@ -284,10 +284,13 @@ class SegmentNode(LifecycleNode):
 
     @staticmethod
     def _still_open(running: Running, spec: EngineSpec, names: set[str]) -> bool:
-        """Whether what runs is the model that is asked for, but for its groups."""
+        """Whether what runs is the model that is asked for, but for groups and refinement."""
         if running.broken or ("device" in names and running.trouble):
             return False
-        if dataclasses.replace(running.engine.spec, label_groups=spec.label_groups) != spec:
+        same = dataclasses.replace(
+            running.engine.spec, label_groups=spec.label_groups, refinement=spec.refinement
+        )
+        if same != spec:
             return False
         # Under the same name there may be another file by now.
         return "model" not in names or store.load(spec.model).sha256 == running.engine.info.sha256
@@ -391,14 +394,20 @@ class SegmentNode(LifecycleNode):
             same = running.with_engine(engine)
             same.hold(budget_ms)
             self._put(same)
+            if engine.refiner is not running.engine.refiner:
+                self._forget_latencies()
             return
         started = Running.start(engine, budget_ms)
         if running.trouble and engine.device == running.engine.device != running.home:
             started.home, started.trouble = running.home, running.trouble
         self._put(started)
-        for window in (self._latency, *(stream.latency for stream, _ in self._cameras.values())):
-            window.clear()  # another model's
+        self._forget_latencies()
         self.get_logger().info(f"{engine.info.name} takes over on {engine.device}")
+
+    def _forget_latencies(self) -> None:
+        """They are another model's."""
+        for window in (self._latency, *(stream.latency for stream, _ in self._cameras.values())):
+            window.clear()
 
     def _put(self, running: Running) -> None:
         if self._worker is not None:
@@ -458,7 +467,11 @@ class SegmentNode(LifecycleNode):
 
 def _spec(values: Mapping[str, Any]) -> EngineSpec:
     return EngineSpec(
-        values["model"], values["device"], tuple(values["input_sizes"]), values["label_groups"]
+        values["model"],
+        values["device"],
+        tuple(values["input_sizes"]),
+        values["label_groups"],
+        values["refinement"],
     )
 
 

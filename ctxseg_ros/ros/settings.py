@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parameters of segment_node: defaults, ranges, descriptions."""
 
+from ctxseg_ros.refinement import KINDS, NONE
 from ctxseg_ros.ros import qos
 from ctxseg_ros.ros.parameters import (
     Setting,
@@ -31,6 +32,15 @@ SETTINGS: dict[str, Setting] = {
         0.0, 0.0, 1.0, "Pixels whose class is less probable become 255 (unlabelled)"
     ),
     "label_groups": text("", "Path of a YAML that regroups the model's classes; empty: none"),
+    "refinement": choice(
+        NONE,
+        KINDS,
+        "Labels drawn to the image's edges before they are published. crf: a dense CRF; merge: the "
+        "CRF, then one label for each region. Needs ctxseg_ros[refine]",
+    ),
+    "merge_level": number(
+        0.5, 0.0, 1.0, "Boundaries up to this strength do not part regions (refinement: merge)"
+    ),
     "attention_mass": number(
         0.6, 0.01, 1.0, "Share of the attention that ~/attention_mask holds (attention models)"
     ),

@@ -69,9 +69,10 @@ class Running:
 
     def with_engine(self, engine: Engine) -> "Running":
         """Another engine under the same circumstances; a controller of its own unless it is the
-        same open model."""
+        same open model at the same costs."""
         controller = self.controller
-        if engine.runtimes is not self.engine.runtimes:
+        same = engine.runtimes is self.engine.runtimes
+        if not same or engine.costs_ms != self.engine.costs_ms:
             controller = SizeController(engine.costs_ms, self.budget_ms)
         return dataclasses.replace(self, engine=engine, controller=controller)
 
@@ -166,6 +167,8 @@ class Worker:
         except Exception as error:  # each library raises its own kinds
             raise InferenceFailed(f"{type(error).__name__}: {error}") from error
         times.inferred = time.monotonic()
+        prediction = engine.refined(pixels, prediction, self._settings["merge_level"])
+        times.refined = time.monotonic()
         wanted = outputs.wanted()
         prediction = engine.finish(
             prediction, *frame.size, self._settings["min_confidence"], "confidence" in wanted
@@ -188,8 +191,8 @@ class Worker:
         self._latency.add(stages)
         # The pictures are nobody's latency but the next frame's.
         publish_ms = (time.monotonic() - times.finished) * 1e3
-        total_ms, inference_ms = stages["total"], stages["inference"]
-        move = controller.observe(times.published, total_ms, inference_ms, publish_ms)
+        sized_ms = stages["inference"] + stages["refine"]
+        move = controller.observe(times.published, stages["total"], sized_ms, publish_ms)
         if move is not None:
             self._log_move(engine, move)
 

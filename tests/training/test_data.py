@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from training.data.augment import train_transform
-from training.data.camvid import CLASSES, VOID, camvid_pairs
+from training.data.camvid import VOID, camvid_pairs, read_camvid
 from training.data.module import AugmentedFrames, EpochSampler
 from training.data.pairs import IGNORE, DataError, PairSet, pair_files, read_label
 
@@ -28,7 +28,7 @@ def test_both_layouts_give_the_same_pairs(camvid, tmp_path):
 
 
 def test_real_camvid_is_whole(data_dir):
-    frames = PairSet(camvid_pairs(data_dir / "camvid", "val"), len(CLASSES), VOID)
+    frames = PairSet(camvid_pairs(data_dir / "camvid", "val"), read_camvid)
     assert len(frames) == 101
     image, label, _ = frames[0]
     assert image.shape == (360, 480, 3) and label.shape == (360, 480)
@@ -45,7 +45,8 @@ def test_pairs_run_through_sub_folders(tmp_path):
     assert len(pair_files(tmp_path / "images", tmp_path / "labels")) == 1
 
 
-def test_every_broken_file_is_named_at_once(camvid):
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_every_broken_file_is_named_at_once(camvid, in_memory):
     train = camvid / "train"
     (train / "images" / "000.png").write_bytes(b"no image")
     cv2.imwrite(str(train / "labels" / "001.png"), np.zeros((10, 20), np.uint8))
@@ -53,7 +54,7 @@ def test_every_broken_file_is_named_at_once(camvid):
     cv2.imwrite(str(train / "labels" / "003.png"), np.zeros((64, 96, 3), np.uint8))
     cv2.imwrite(str(train / "labels" / "004.png"), np.zeros((64, 96), np.uint16))
     with pytest.raises(DataError) as caught:
-        PairSet(camvid_pairs(camvid, "train"), len(CLASSES), VOID)
+        PairSet(camvid_pairs(camvid, "train"), read_camvid, in_memory)
     message = str(caught.value)
     assert message.startswith("5 file(s)")
     assert "000.png: cannot be read as an image" in message
@@ -92,8 +93,19 @@ def test_void_becomes_ignore(tmp_path):
     assert read_label(path, 11, VOID).tolist() == [[0, 10, IGNORE, IGNORE]]
 
 
+def test_a_set_that_is_not_kept_reads_its_files_when_asked(camvid):
+    pairs = camvid_pairs(camvid, "train")
+    kept, lazy = PairSet(pairs, read_camvid), PairSet(pairs, read_camvid, in_memory=False)
+    assert len(lazy) == len(kept) == 8 and lazy.items == [None] * 8
+    for ours, theirs in zip(lazy, kept, strict=True):
+        assert np.array_equal(ours[0], theirs[0]) and np.array_equal(ours[1], theirs[1])
+        assert ours[2] == theirs[2]
+    cv2.imwrite(str(pairs[3].label), np.full((64, 96), 7, np.uint8))
+    assert (lazy[3][1] == 7).all() and not (kept[3][1] == 7).all()
+
+
 def augmented(root, seed=0):
-    frames = PairSet(camvid_pairs(root, "train"), len(CLASSES), VOID)
+    frames = PairSet(camvid_pairs(root, "train"), read_camvid)
     return AugmentedFrames(frames, train_transform((48, 80), (0.5, 2.0), True), seed)
 
 

@@ -7,12 +7,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import scipy.io
+import skimage
 
+from ctxseg_ros.crf import refine
+from ctxseg_ros.merging import hierarchy
 from ctxseg_ros.model_file import read_model_info
 from ctxseg_ros.pipeline import FrameSegmenter
 from ctxseg_ros.runtimes import open_runtime
-from training.data.pairs import IGNORE, pair_files, read_image
-from training.evaluate import count_pixels, evaluate_labels
+from training import evaluate
+from training.data.bsds import pair_truths, read_truths
+from training.data.files import DataError, read_image
+from training.data.pairs import IGNORE, pair_files
+from training.evaluate import count_pixels, evaluate_labels, evaluate_regions
+from training.regions import LEVELS, score_hierarchy, score_image, score_set
 from training.scores import Scores
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,8 +136,196 @@ def test_command_refuses_in_one_line(labelled, tmp_path):
         assert "Traceback" not in done.stderr
 
 
+@pytest.fixture(scope="module")
+def clustered(tmp_path_factory, labelled, model_factory):
+    """Three real frames and what a model of four clusters makes of them, [3, H, W]."""
+    root, _, predicted, _ = labelled
+    return root / "images", model_factory(task="clusters"), predicted
+
+
+def write_labels(folder: Path, labels) -> Path:
+    folder.mkdir()
+    for i, label in enumerate(labels):
+        cv2.imwrite(str(folder / f"{i}.png"), label.astype(np.uint8))
+    return folder
+
+
+def score_clusters(clustered, labels: Path, match: str, ignore: int | None = None):
+    images, model, _ = clustered
+    pairs = pair_files(images, labels)
+    return evaluate_labels(read_model_info(model), pairs, ignore, (32, 48), "cpu", match)
+
+
+def test_renamed_clusters_are_found(clustered, tmp_path):
+    """Ids far apart, as many as clusters: each cluster is one class, whatever its id."""
+    names = np.array([40, 3, 254, 0])
+    labels = write_labels(tmp_path / "labels", names[clustered[2]])
+    for match in ("hungarian", "majority"):
+        found = score_clusters(clustered, labels, match)
+        assert found["match"] == match
+        assert found["matching"] == {"0": "40", "1": "3", "2": "254", "3": "0"}
+        assert found["iou"] == {"0": 1, "3": 1, "40": 1, "254": 1}
+        assert found["miou"] == found["pixel_accuracy"] == found["class_accuracy"] == 1
+        assert found["images"] == 3
+
+
+def test_more_clusters_than_classes(clustered, tmp_path):
+    """Clusters 0 and 1 are class 0, 2 and 3 are class 1; id 9 does not count."""
+    predicted = clustered[2]
+    truth = np.where(predicted < 2, 0, 1)
+    truth[:, :40] = 9
+    labels = write_labels(tmp_path / "labels", truth)
+    pixels = np.bincount(predicted[truth != 9], minlength=4)
+    kept = [max(pixels[:2]), max(pixels[2:])]  # one to one: the larger cluster of each class
+    found = score_clusters(clustered, labels, "hungarian", 9)
+    assert found["pixel_accuracy"] == pytest.approx(sum(kept) / pixels.sum(), abs=1e-6)
+    # Nothing is taken for a class that it is not, so IoU is the recall.
+    assert found["iou"]["0"] == pytest.approx(kept[0] / pixels[:2].sum(), abs=1e-6)
+    assert found["iou"]["1"] == pytest.approx(kept[1] / pixels[2:].sum(), abs=1e-6)
+    assert sorted(map(str, found["matching"].values())) == ["0", "1", "None", "None"]
+    other = found["other"]
+    assert other["match"] == "majority"
+    assert other["matching"] == {"0": "0", "1": "0", "2": "1", "3": "1"}
+    assert other["miou"] == other["pixel_accuracy"] == 1
+
+
+def test_fewer_clusters_than_classes(clustered, tmp_path):
+    """Cluster 2 is split at a column into classes 2 and 5: the larger part gets it."""
+    truth = clustered[2].copy()
+    right = np.arange(truth.shape[2]) >= 500
+    truth[(truth == 2) & right] = 5
+    labels = write_labels(tmp_path / "labels", truth)
+    large, small = ((truth == c).sum() for c in (2, 5))
+    assert large > small > 0
+    for match in ("hungarian", "majority"):
+        found = score_clusters(clustered, labels, match)
+        assert found["matching"]["2"] == "2"
+        assert found["iou"]["5"] == 0
+        assert found["iou"]["2"] == pytest.approx(large / (large + small), abs=1e-6)
+        assert found["miou"] == pytest.approx((3 + large / (large + small)) / 5, abs=1e-6)
+        assert found["class_accuracy"] == pytest.approx(4 / 5, abs=1e-6)
+
+
+def test_truth_without_a_pixel_that_counts(clustered, tmp_path):
+    labels = write_labels(tmp_path / "labels", np.full_like(clustered[2], 11))
+    with pytest.raises(DataError, match="no pixel of the label images counts"):
+        score_clusters(clustered, labels, "majority", 11)
+
+
+def test_match_must_fit_the_task(clustered, labelled):
+    images, model, _ = clustered
+    pairs = pair_files(images, labelled[0] / "labels")
+    with pytest.raises(ValueError, match=r"not classes: match them by hungarian \(.*or majority"):
+        evaluate_labels(read_model_info(model), pairs)
+    with pytest.raises(ValueError, match="classes of its own"):
+        evaluate_labels(read_model_info(labelled[1]), pairs, match="hungarian")
+
+
+def test_command_matches_clusters(clustered, tmp_path):
+    images, model, predicted = clustered
+    labels = write_labels(tmp_path / "labels", predicted // 2 + 5)
+    common = ("labels", "--model", model, "--images", images, "--labels", labels)
+    out = tmp_path / "out.json"
+    done = run(*common, "--match", "majority", "--size", "32x48", "--device", "cpu", "--json", out)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    assert report["miou"] == 1
+    assert report["match"] == "majority"
+    assert report["other"]["match"] == "hungarian"
+    assert "3 images, by majority" in done.stdout
+    assert f"{100 * report['other']['miou']:.2f}" in done.stdout.split("mIoU by hungarian")[1]
+    refused = run(*common)
+    assert refused.returncode == 1
+    assert "match them by hungarian" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.fixture(scope="module")
+def segmented(tmp_path_factory, street_frames):
+    """A landscape and a portrait image and two segmentations of each, in BSDS500's form."""
+    root = tmp_path_factory.mktemp("segmented")
+    for part in ("images", "truth"):
+        (root / part).mkdir()
+    for name, (height, width) in (("wide", (40, 70)), ("tall", (70, 40))):
+        image = np.ascontiguousarray(street_frames[0][100 : 100 + height, 200 : 200 + width])
+        cv2.imwrite(str(root / "images" / f"{name}.png"), image[..., ::-1])
+        light = cv2.GaussianBlur(image.mean(2).astype(np.uint8), (9, 9), 3)
+        cell = np.empty((1, 2), object)
+        for i, step in enumerate((40, 90)):
+            segmentation = skimage.measure.label(light // step + 1, connectivity=1).astype(
+                np.uint16
+            )
+            cell[0, i] = {"Segmentation": segmentation, "Boundaries": segmentation > 1}
+        scipy.io.savemat(root / "truth" / f"{name}.mat", {"groundTruth": cell})
+    return root
+
+
+@pytest.mark.parametrize("asked", [None, (32, 32)])
+def test_regions_are_those_of_the_models_labels(segmented, model_factory, asked):
+    info = read_model_info(model_factory(task="clusters"))
+    found = evaluate_regions(
+        info, pair_truths(segmented / "images", segmented / "truth"), asked, "cpu"
+    )
+    scores = {"plain": [], "crf": [], "merged": []}
+    # The nearest multiples of 16 to 40x70: no image is turned or squeezed.
+    for name, size in (("tall", (64, 32)), ("wide", (32, 64))):
+        segmenter = FrameSegmenter(open_runtime(info, asked or size, "cpu"))
+        image = read_image(segmented / "images" / f"{name}.png")
+        truths = read_truths(segmented / "truth" / f"{name}.mat")
+        said = segmenter.segment(image)
+        refined = refine(image, said.labels, said.confidence, 4)
+        tree = hierarchy(image, refined)
+        scores["plain"].append(score_image(truths, said.labels))
+        scores["crf"].append(score_image(truths, refined.argmax(0)))
+        scores["merged"].append(score_hierarchy(truths, tree))
+        for i in (0, 30, 98):
+            cut = score_image(truths, tree.at(LEVELS[i]))
+            assert scores["merged"][-1].pri[i] == pytest.approx(cut.pri[0])
+    for kind, images in scores.items():
+        expected = score_set(images, LEVELS if kind == "merged" else None)
+        for measure, values in expected.items():
+            assert found[kind][measure] == pytest.approx(values, abs=1e-9), (kind, measure)
+    assert found["images"] == 2
+
+
+def test_broken_truth_is_named_before_the_model_runs(
+    segmented, model_factory, tmp_path, monkeypatch
+):
+    for name in ("wide", "tall"):
+        (tmp_path / f"{name}.mat").write_bytes(b"no")
+    monkeypatch.setattr(evaluate, "open_runtime", lambda *_: pytest.fail("the model was opened"))
+    with pytest.raises(DataError) as refused:
+        evaluate_regions(
+            read_model_info(model_factory()), pair_truths(segmented / "images", tmp_path)
+        )
+    assert "wide.mat: cannot be read as a .mat file" in str(refused.value)
+    assert "tall.mat: cannot be read as a .mat file" in str(refused.value)
+
+
+def test_command_scores_regions(segmented, model_factory, tmp_path):
+    out = tmp_path / "out.json"
+    common = ("regions", "--model", model_factory(), "--images", segmented / "images")
+    done = run(*common, "--segmentations", segmented / "truth", "--device", "cpu", "--json", out)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    for kind in ("plain", "crf", "merged"):
+        for measure in ("covering", "pri", "vi"):
+            values = report[kind][measure]
+            assert f"{values['ods']:.3f} / {values['ois']:.3f}" in done.stdout
+            assert kind == "merged" or values["ods"] == values["ois"]
+    assert report["merged"]["covering"]["level"] in LEVELS
+    assert report["size"] == "nearest multiple of 16 to each image"
+    assert report.keys() >= {"machine", "commit", "model", "images"}
+    refused = run(*common, "--segmentations", tmp_path)
+    assert refused.returncode == 1
+    assert "no .mat files in it" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 def test_attention_models_have_no_labels_to_score(model_factory, labelled):
     root = labelled[0]
     info = read_model_info(model_factory(task="attention"))
     with pytest.raises(ValueError, match="task attention"):
         evaluate_labels(info, pair_files(root / "images", root / "labels"))
+    with pytest.raises(ValueError, match="task attention"):
+        evaluate_regions(info, pair_files(root / "images", root / "labels"))

@@ -17,9 +17,12 @@ from onnx import TensorProto, numpy_helper
 from ctxseg_ros import store
 from ctxseg_ros.model_file import read_model_info
 from ctxseg_ros.runtimes import devices, open_runtime
-from training.export import export_graph, halve_weights, network_labels
+from training.data.camvid import CLASSES
+from training.export import export, export_graph, halve_weights, network_labels
 from training.graphs import SegmenterGraph
 from training.systems.segmenter import SegmenterSystem
+from training.systems.unet import UNetSystem
+from training.systems.wnet import WNetSystem
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -112,13 +115,72 @@ def test_labels_and_confidence_are_those_of_the_network(
     for frame in street_frames:
         frame = cv2.resize(frame, size[::-1])
         found = runtime.run(frame)
-        same += (found.labels == network_labels(system.network, frame)).sum()
+        same += (found.labels == network_labels(system, frame)).sum()
         total += found.labels.size
         with torch.inference_mode():
             logits = system.network(torch.from_numpy(frame).permute(2, 0, 1)[None])
         confidence = logits.softmax(1).amax(1)[0].numpy() * 255
         assert np.abs(found.confidence - confidence).mean() < 1
     assert same / total >= 0.999
+
+
+@pytest.fixture(scope="module", params=[UNetSystem, WNetSystem])
+def convolutional(request, frames_dir, tmp_path_factory):
+    """(system, its exported file) of a U-Net and of a W-Net, with statistics of real frames."""
+    torch.manual_seed(0)
+    system = request.param(width=0.125, size=(96, 128))
+    network = system.network.unet if request.param is UNetSystem else system.network.encoder
+    frames = [cv2.resize(cv2.imread(str(p)), (128, 96)) for p in sorted(frames_dir.iterdir())]
+    network.train()
+    with torch.no_grad():
+        # Untrained scores nearly tie, and rounding would decide the labels.
+        network.head.weight *= 8
+        for _ in range(20):
+            network(torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2) / 255)
+    folder = tmp_path_factory.mktemp(request.param.__name__)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(system.eval())
+    trainer.save_checkpoint(folder / "last.ckpt")
+    export(folder / "last.ckpt", folder / "small.onnx", "small", frames_dir, None, data="a street")
+    return system, folder / "small.onnx"
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("device", ["cpu", "openvino"])
+def test_convolutional_files_do_what_the_network_does(convolutional, street_frames, size, device):
+    system, path = convolutional
+    runtime = open_runtime(read_model_info(path), size, device)
+    same = total = 0
+    for frame in street_frames:
+        frame = cv2.resize(frame, size[::-1])
+        found = runtime.run(frame)
+        images = torch.from_numpy(frame).permute(2, 0, 1)[None]
+        with torch.inference_mode():
+            if system.task == "clusters":
+                probabilities = system.network.segment(images / 255)
+            else:
+                probabilities = system.network(images).softmax(1)
+        expected = probabilities.amax(1)[0].numpy() * 255
+        assert np.abs(found.confidence - expected).mean() < 1
+        same += (found.labels == probabilities.argmax(1)[0].numpy()).sum()
+        total += found.labels.size
+        assert len(np.unique(found.labels)) > 1
+    assert same / total >= 0.999
+
+
+def test_convolutional_files_describe_themselves(convolutional, tmp_path):
+    system, path = convolutional
+    info = read_model_info(path)
+    assert info.task == system.task
+    assert info.stride == 16 and info.size == (96, 128) and info.fixed_size is None
+    assert info.source["data"] == "a street"
+    if info.task == "clusters":
+        assert [c.name for c in info.classes] == [f"cluster {i}" for i in range(9)]
+        assert len({c.colour for c in info.classes}) == 9
+    else:
+        assert [(c.name, c.colour) for c in info.classes] == list(CLASSES)
+    left = {node.op_type for node in pinned(path, (96, 128), tmp_path).graph.node}
+    assert left <= {*OPERATORS, "BatchNormalization", "ConvTranspose", "MaxPool", "Relu"}
 
 
 def test_folded_normalisation_is_exact(system, street_frames):
@@ -172,7 +234,7 @@ def test_runtimes_agree_on_shipped_models_and_real_frames(street_frames):
 
 
 def test_halved_weights_stay_within_half_precision(system):
-    model = export_graph(system.network)
+    model = export_graph(system.graph())
     before = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     size = model.ByteSize()
     halve_weights(model)
@@ -195,7 +257,7 @@ def test_refusals_name_the_cause_and_write_nothing(checkpoint, frames_dir, tmp_p
     for args, said in (
         ((not_one, "--frames", frames_dir), "not.ckpt: no checkpoint of this version"),
         ((empty, "--frames", frames_dir), "empty.ckpt: no checkpoint of this version"),
-        ((checkpoint, "--frames", tmp_path / "none"), "none: no such folder"),
+        ((checkpoint, "--frames", tmp_path / "none"), "none: no such file or folder"),
     ):
         done = run_export(*args, "--out", out)
         assert done.returncode == 1

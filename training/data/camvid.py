@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from training.data.pairs import Pair, pair_files
+import numpy as np
+
+from training.data.pairs import Pair, pair_files, read_label
 
 #: Name and colour (RGB) of the classes, by label. Label 11 in the files is void.
 CLASSES: tuple[tuple[str, tuple[int, int, int]], ...] = (
@@ -42,3 +44,8 @@ def camvid_pairs(root: str | Path, split: str) -> list[Pair]:
     if (root / split / "images").is_dir():
         return pair_files(root / split / "images", root / split / "labels")
     return pair_files(root / split, root / f"{split}annot")
+
+
+def read_camvid(path: Path) -> np.ndarray:
+    """A label image as uint8 [H, W], void as IGNORE. Raises DataError, see ``read_label``."""
+    return read_label(path, len(CLASSES), VOID)

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sized
+from typing import ClassVar
 
 import lightning as L
 import torch
@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision import tv_tensors
 
 from training.data.augment import eval_transform, train_transform
-from training.data.camvid import CLASSES, VOID, camvid_pairs
-from training.data.pairs import DataError, PairSet
+from training.data.files import DataError
+from training.data.label_sets import LABEL_SETS, LabelSet
+from training.data.pairs import PairSet
 
 #: images uint8 [B, 3, H, W], labels int64 [B, h, w], stems
 Batch = tuple[Tensor, Tensor, list[str]]
@@ -67,17 +68,47 @@ class ScoredFrames(Dataset):
         return image, torch.from_numpy(label).long(), stem
 
 
-class CamVid(L.LightningDataModule):
-    """CamVid's train and val splits, held in memory.
+def train_loader(
+    frames: Dataset, trainer: L.Trainer, batch_size: int, workers: int, seed: int
+) -> DataLoader:
+    """Batches in an order that (seed, epoch) determine, split over the processes of ``trainer``.
 
     Args:
-        root: the data set's folder, see ``camvid_pairs``.
+        frames: has a length; items are asked for by (epoch, index).
+        batch_size: frames of a batch over all processes. workers: see LabelledFrames.
+
+    Raises:
+        DataError: a batch cannot be split evenly, or there are fewer frames than one needs.
+    """
+    assert isinstance(frames, Sized)
+    world, rank = trainer.world_size, trainer.global_rank
+    if batch_size % world:
+        raise DataError(f"batch_size {batch_size} cannot be split over {world} processes")
+    if len(frames) < batch_size:
+        raise DataError(f"{len(frames)} training frames are fewer than one batch of {batch_size}")
+    return DataLoader(
+        frames,
+        batch_size=batch_size // world,
+        sampler=EpochSampler(frames, world, rank, seed=seed, drop_last=True),
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+
+
+class LabelledFrames(L.LightningDataModule):
+    """The train and val splits of a labelled data set; a subclass says which.
+
+    Args:
+        root: the data set's folder, see the ``pairs`` of its LabelSet.
         size: (height, width) that the network sees.
         batch_size: frames of a batch over all processes.
         scale: range of the random scale. jitter: photometric distortion.
         workers: processes that load; 0 loads in the training process.
         seed: of the order of frames and of the augmentation.
     """
+
+    labels: ClassVar[LabelSet]
 
     def __init__(
         self,
@@ -90,7 +121,7 @@ class CamVid(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.root = Path(root)
+        self.root = root
         self.size, self.batch_size, self.workers, self.seed = tuple(size), batch_size, workers, seed
         self.transform = train_transform(self.size, tuple(scale), jitter)
         self.train: PairSet | None = None
@@ -99,28 +130,18 @@ class CamVid(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read and check every file. Raises DataError before training starts."""
         if stage == "fit" and self.train is None:
-            self.train = PairSet(camvid_pairs(self.root, "train"), len(CLASSES), VOID)
+            self.train = self._read("train")
         if self.val is None:
-            self.val = PairSet(camvid_pairs(self.root, "val"), len(CLASSES), VOID)
+            self.val = self._read("val")
+
+    def _read(self, split: str) -> PairSet:
+        labels = self.labels
+        return PairSet(labels.pairs(self.root, split), labels.read, labels.in_memory)
 
     def train_dataloader(self) -> DataLoader:
         assert self.train is not None and self.trainer is not None
-        world, rank = self.trainer.world_size, self.trainer.global_rank
-        if self.batch_size % world:
-            raise DataError(f"batch_size {self.batch_size} cannot be split over {world} processes")
-        if len(self.train) < self.batch_size:
-            raise DataError(
-                f"{len(self.train)} training frames are fewer than one batch of {self.batch_size}"
-            )
         frames = AugmentedFrames(self.train, self.transform, self.seed)
-        return DataLoader(
-            frames,
-            batch_size=self.batch_size // world,
-            sampler=EpochSampler(frames, world, rank, seed=self.seed, drop_last=True),
-            drop_last=True,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-        )
+        return train_loader(frames, self.trainer, self.batch_size, self.workers, self.seed)
 
     def val_dataloader(self) -> DataLoader:
         assert self.val is not None and self.trainer is not None
@@ -129,3 +150,24 @@ class CamVid(L.LightningDataModule):
         # Batches of one: labels may differ in size from frame to frame. A rank takes every
         # world-th frame and none twice, so the pooled score is exact.
         return DataLoader(torch.utils.data.Subset(frames, range(rank, len(frames), world)))
+
+
+class CamVid(LabelledFrames):
+    """CamVid, held in memory. Arguments: see LabelledFrames."""
+
+    labels = LABEL_SETS["camvid"]
+
+
+class ADE20K(LabelledFrames):
+    """ADE20K SceneParsing, read from its files as they are needed, once all were checked.
+
+    Arguments: see LabelledFrames.
+    """
+
+    labels = LABEL_SETS["ade20k"]
+
+
+class Stanford(LabelledFrames):
+    """Stanford Background, held in memory. Arguments: see LabelledFrames."""
+
+    labels = LABEL_SETS["stanford"]

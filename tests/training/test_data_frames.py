@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames of images, videos and bags; bags are written in both storages, raw and compressed."""
+
+import shutil
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
+
+from training.data import frames as frames_module
+from training.data.bags import bag_images
+from training.data.files import BrokenFiles, DataError
+from training.data.frames import open_frames
+
+TYPES = get_typestore(Stores.ROS2_HUMBLE)
+IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+STORAGES = [StoragePlugin.MCAP, StoragePlugin.SQLITE3]
+
+
+def header():
+    stamp = TYPES.types["builtin_interfaces/msg/Time"](0, 0)
+    return TYPES.types["std_msgs/msg/Header"](stamp, "camera")
+
+
+def raw(pixels, encoding="rgb8", step=None):
+    """sensor_msgs/Image of [H, W] or [H, W, C], 8 or 16 bits."""
+    height, width = pixels.shape[:2]
+    data = np.ascontiguousarray(pixels).view(np.uint8).reshape(-1)
+    step = step or data.size // height
+    return TYPES.types[IMAGE](header(), height, width, encoding, 0, step, data)
+
+
+def compressed(rgb, suffix="jpg", form="jpeg"):
+    data = cv2.imencode(f".{suffix}", rgb[..., ::-1])[1].reshape(-1)
+    return TYPES.types[COMPRESSED](header(), form, data)
+
+
+def write_bag(path, topics, storage=StoragePlugin.MCAP):
+    with Writer(path, version=9, storage_plugin=storage) as writer:
+        fill(writer, topics)
+    return path
+
+
+def fill(writer, topics):
+    """Messages by topic, 10 ms apart."""
+    for topic, messages in topics.items():
+        kind = messages[0].__msgtype__ if messages else IMAGE
+        connection = writer.add_connection(topic, kind, typestore=TYPES)
+        for i, message in enumerate(messages):
+            writer.write(connection, 10_000_000 * (i + 1), TYPES.serialize_cdr(message, kind))
+
+
+def text(value):
+    return TYPES.types["std_msgs/msg/String"](value)
+
+
+def same_picture(ours, theirs, mean):
+    """JPEG changes pixels a little, never a channel's place or a frame's order."""
+    assert ours.dtype == np.uint8 and ours.shape == theirs.shape
+    return np.abs(ours.astype(int) - theirs).mean() < mean
+
+
+@pytest.fixture(scope="module")
+def small(street_frames):
+    """Six frames of 64x96 that differ clearly from each other and between channels."""
+    parts = [frame[60:124, 90 * i : 90 * i + 96] for i, frame in enumerate(street_frames)]
+    return [np.dstack([p[..., 0], 255 - p[..., 1], p[..., 2] // 2]) for p in parts]
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory, small):
+    path = tmp_path_factory.mktemp("video") / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (96, 64))
+    for frame in small:
+        writer.write(frame[..., ::-1])
+    writer.release()
+    return path
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("kind", ["raw", "jpeg", "png"])
+@pytest.mark.parametrize("alone", [False, True])
+def test_bags(tmp_path, small, storage, kind, alone):
+    make = {"raw": raw, "jpeg": compressed, "png": lambda f: compressed(f, "png", "png")}[kind]
+    topics = {"/chat": [text("hello")], "/camera": [make(frame) for frame in small]}
+    path = write_bag(tmp_path / "bag", topics, storage)
+    if alone:
+        path = next(p for p in path.iterdir() if p.suffix in (".mcap", ".db3"))
+    frames = open_frames(path)
+    assert frames.names == [f"{path}:/camera#{i}" for i in range(6)]
+    assert frames.sizes == [(64, 96)] * 6 and not frames.left_out and frames.kept_bytes > 0
+    assert len(frames) == 6
+    for ours, theirs in zip(frames, small, strict=True):
+        assert same_picture(ours, theirs, 0.1 if kind == "png" else 8)
+
+
+@pytest.mark.parametrize("mode", [CompressionMode.FILE, CompressionMode.MESSAGE])
+def test_bags_whose_storage_is_compressed(tmp_path, small, mode):
+    writer = Writer(tmp_path / "bag", version=9, storage_plugin=StoragePlugin.SQLITE3)
+    writer.set_compression(mode, CompressionFormat.ZSTD)
+    with writer:
+        fill(writer, {"/camera": [raw(frame) for frame in small]})
+    assert same_picture(open_frames(tmp_path / "bag")[5], small[5], 8)
+
+
+def encoded(encoding, rgb):
+    """A frame in an encoding, and what is left of it: its colours, or its grey alone."""
+    grey = rgb[..., 1]
+    opaque = np.full_like(grey, 9)
+    flat = np.full(rgb.shape[:2], 128, np.uint8)
+    pixels = {
+        "rgb8": rgb,
+        "bgr8": rgb[..., ::-1],
+        "rgba8": np.dstack([rgb, opaque]),
+        "bgra8": np.dstack([rgb[..., ::-1], opaque]),
+        "mono8": grey,
+        "mono16": grey.astype(np.uint16) * 257,
+        "yuv422": np.dstack([flat, grey]),
+        "yuv422_yuy2": np.dstack([grey, flat]),
+        "nv12": grey,
+        "bayer_rggb8": np.full_like(grey, 77),
+    }[encoding]
+    message = raw(pixels, encoding)
+    if encoding == "nv12":
+        message.data = np.concatenate([message.data, np.full(grey.size // 2, 128, np.uint8)])
+    if encoding.startswith("bayer"):
+        return message, np.full_like(rgb, 77)
+    return message, rgb if encoding[:3] in ("rgb", "bgr") else np.dstack([grey] * 3)
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        *("rgb8", "bgr8", "rgba8", "bgra8", "mono8", "mono16"),
+        *("yuv422", "yuv422_yuy2", "nv12", "bayer_rggb8"),
+    ],
+)
+def test_encodings_of_raw_messages(tmp_path, small, encoding):
+    message, expected = encoded(encoding, small[0])
+    frame = open_frames(write_bag(tmp_path / "bag", {"/camera": [message]}))[0]
+    # YUV of a camera has a limited range, which stretches what is taken as its grey.
+    assert same_picture(frame, expected, 25 if encoding[:2] in ("yu", "nv") else 8)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("stride", [1, 2, 5, 8])
+def test_stride_takes_every_nth_message(tmp_path, small, stride, storage):
+    path = write_bag(tmp_path / "bag", {"/camera": [raw(frame) for frame in small]}, storage)
+    numbers = [number for _, number, _ in bag_images(path, None, stride)]
+    assert numbers == list(range(0, 6, stride))
+    frames = open_frames(path, stride=stride)
+    assert all(same_picture(frames[i], small[n], 8) for i, n in enumerate(numbers))
+
+
+def test_one_of_several_topics_must_be_chosen(tmp_path, small):
+    topics = {"/left": [raw(small[0])], "/right": [compressed(small[1])], "/chat": [text("a")]}
+    path = write_bag(tmp_path / "bag", topics)
+    with pytest.raises(DataError) as caught:
+        open_frames(path)
+    message = str(caught.value)
+    assert f"{path}: images on 2 topics" in message and "--data.topic" in message
+    assert f"/left  {IMAGE}, 1 messages" in message
+    assert f"/right  {COMPRESSED}, 1 messages" in message
+    assert same_picture(open_frames(path, topic="/right")[0], small[1], 8)
+    with pytest.raises(DataError, match=r"(?s)no images on topic /middle\. Its topics:.*/left"):
+        open_frames(path, topic="/middle")
+    with pytest.raises(DataError, match="no images on topic /chat"):
+        open_frames(path, topic="/chat")
+
+
+def test_a_topic_without_messages_is_not_in_the_way(tmp_path, small):
+    path = write_bag(tmp_path / "bag", {"/dead": [], "/camera": [raw(small[0])]})
+    assert open_frames(path).names == [f"{path}:/camera#0"]
+
+
+@pytest.mark.parametrize("topics", [{"/chat": "a"}, {}])
+def test_a_bag_without_images_lists_its_topics(tmp_path, topics):
+    path = write_bag(tmp_path / "bag", {name: [text(value)] for name, value in topics.items()})
+    listed = r"\n  /chat  std_msgs/msg/String, 1 messages" if topics else " none"
+    with pytest.raises(DataError, match=rf"bag: no messages of .*Its topics:{listed}"):
+        open_frames(path)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("share", [0, 0.0001, 0.3, 0.6, 0.99])
+@pytest.mark.parametrize("whole_folder", [False, True])
+def test_a_bag_that_was_cut_short_is_named(tmp_path, small, storage, share, whole_folder):
+    path = write_bag(tmp_path / "bag", {"/camera": [raw(frame) for frame in small]}, storage)
+    file = next(p for p in path.iterdir() if p.suffix in (".mcap", ".db3"))
+    data = file.read_bytes()
+    file.write_bytes(data[: int(share * len(data))])
+    mend = "mcap recover" if storage == StoragePlugin.MCAP else r"sqlite3 .* \.recover"
+    with pytest.raises(DataError, match=rf"bag.*cannot be read as a ROS 2 bag.*({mend}|reindex)"):
+        open_frames(path if whole_folder else file)
+
+
+def test_bag_folders_that_are_not_whole(tmp_path, small):
+    path = write_bag(tmp_path / "bag", {"/camera": [raw(small[0])]})
+    shutil.copytree(path, tmp_path / "no metadata")
+    (tmp_path / "no metadata" / "metadata.yaml").unlink()
+    assert len(open_frames(tmp_path / "no metadata")) == 1
+    shutil.copytree(path, tmp_path / "broken")
+    (tmp_path / "broken" / "metadata.yaml").write_text("rosbag2_bagfile_information: [")
+    with pytest.raises(DataError, match=r"broken: cannot be read.*ros2 bag reindex \S*broken"):
+        open_frames(tmp_path / "broken")
+    (path / "bag.mcap").unlink()
+    with pytest.raises(DataError, match=r"bag: cannot be read.*missing"):
+        open_frames(path)
+
+
+def test_bad_messages_are_left_out_and_named(tmp_path, small):
+    good, bad = raw(small[0]), raw(small[1])
+    bad.data = bad.data[:-1]
+    path = write_bag(tmp_path / "bag", {"/camera": [good, bad, good]})
+    frames = open_frames(path)
+    assert frames.names == [f"{path}:/camera#0", f"{path}:/camera#2"]
+    assert len(frames.left_out) == 1
+    assert frames.left_out[0].startswith(f"{path}:/camera#1: data holds")
+
+
+@pytest.mark.parametrize(
+    ("message", "cause"),
+    [
+        (raw(np.ones((32, 32), np.uint16), "16UC1"), "16UC1 is depth or raw numbers"),
+        (raw(np.ones((32, 32), np.float32), "32FC1"), "32FC1 is depth"),
+        (raw(np.ones((32, 32, 3), np.uint8), "8UC3"), "8UC3 does not say"),
+        (compressed(np.ones((32, 32, 3), np.uint8), form="16UC1; compressedDepth"), "is depth"),
+    ],
+)
+def test_depth_is_refused(tmp_path, message, cause):
+    path = write_bag(tmp_path / "bag", {"/depth": [message, message]})
+    with pytest.raises(DataError, match=f"bag:/depth#0: .*{cause}.*Not one of its 2 messages"):
+        open_frames(path)
+
+
+def test_videos(video, small):
+    frames = open_frames(video)
+    assert frames.names == [f"{video}#{i}" for i in range(6)]
+    assert all(same_picture(a, b, 8) for a, b in zip(frames, small, strict=True))
+    some = open_frames(video, stride=4)
+    assert some.names == [f"{video}#0", f"{video}#4"] and same_picture(some[1], small[4], 8)
+
+
+@pytest.mark.parametrize("data", [b"", b"no video at all", "half"])
+def test_a_video_without_frames_is_named(tmp_path, video, data):
+    path = tmp_path / "bad.avi"
+    path.write_bytes(video.read_bytes()[:300] if data == "half" else data)
+    with pytest.raises(DataError, match=r"bad\.avi: no frame can be decoded"):
+        open_frames(path)
+
+
+def test_a_folder_of_everything(tmp_path, video, small):
+    for name in ("b.png", "sub/a.JPG", ".hidden.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(cv2.imencode(".png", small[0])[1].tobytes())
+    shutil.copy(video, tmp_path / "sub" / "clip.avi")
+    write_bag(tmp_path / "run" / "bag", {"/camera": [raw(small[0])]})
+    frames = open_frames(tmp_path)
+    assert [name.removeprefix(f"{tmp_path}/") for name in frames.names] == [
+        "b.png",
+        "sub/a.JPG",
+        "run/bag:/camera#0",
+        *(f"sub/clip.avi#{i}" for i in range(6)),
+    ]
+    assert np.array_equal(frames[0], small[0][..., ::-1])
+    both = open_frames([tmp_path / "b.png", video], stride=3)
+    assert both.names == [str(tmp_path / "b.png"), f"{video}#0", f"{video}#3"]
+
+
+def test_every_bad_file_is_named(tmp_path, small):
+    for i in range(4):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), small[i])
+    (tmp_path / "1.png").write_bytes(b"x")
+    cv2.imwrite(str(tmp_path / "3.png"), small[3][:15])
+    (tmp_path / "a.avi").write_bytes(b"x")
+    (tmp_path / "b.mcap").write_bytes(b"x")
+    with pytest.raises(BrokenFiles) as caught:
+        open_frames(tmp_path)
+    *images, video, bag = caught.value.lines
+    assert "a.avi: no frame" in video and "b.mcap: cannot be read" in bag
+    assert images == [
+        f"{tmp_path}/1.png: cannot be read as an image",
+        f"{tmp_path}/3.png: 96x15 pixels, fewer than 16 on a side",
+    ]
+
+
+def test_frames_of_one_colour_are_known_by_name(tmp_path, small):
+    almost = np.full((32, 32, 3), 7, np.uint8)
+    cv2.imwrite(str(tmp_path / "flat.png"), almost)
+    almost[31, 31, 2] = 8
+    cv2.imwrite(str(tmp_path / "almost.png"), almost)
+    assert open_frames(tmp_path).one_colour == [str(tmp_path / "flat.png")]
+
+
+def test_what_is_not_there_or_not_known(tmp_path, video):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "old.bag").touch()
+    (tmp_path / "a.txt").touch()
+    for name, cause in (
+        ("nowhere", "no such file or folder"),
+        ("gone.mcap", "no such file or folder"),
+        ("empty", "no images, videos or bags in it"),
+        ("old.bag", "a bag of ROS 1; convert it: rosbags-convert --src old.bag"),
+        ("a.txt", "no image, video or bag by its suffix"),
+    ):
+        with pytest.raises(DataError, match=f"{name}: {cause}"):
+            open_frames(tmp_path / name)
+    with pytest.raises(DataError, match=r"topic /x was given, but there is no bag in .*clip"):
+        open_frames(video, topic="/x")
+    with pytest.raises(DataError, match="stride is 0"):
+        open_frames(video, stride=0)
+
+
+def test_memory_is_bounded_over_all_sources(video, monkeypatch):
+    kept = open_frames(video).kept_bytes
+    monkeypatch.setattr(frames_module, "MOST_KEPT", 2 * kept)
+    assert len(open_frames([video, video])) == 12
+    monkeypatch.setattr(frames_module, "MOST_KEPT", 2 * kept - 1)
+    with pytest.raises(DataError, match=r"clip\.avi: with its frame 5 more than .*`stride`"):
+        open_frames([video, video])
+
+
+def test_no_ros_is_loaded(tmp_path, small):
+    path = write_bag(tmp_path / "bag", {"/camera": [raw(small[0])]})
+    code = (
+        "import sys\nfrom training.data.frames import open_frames\n"
+        f"assert len(open_frames({str(path)!r})) == 1\n"
+        "print(*({'rclpy', 'sensor_msgs', 'ctxseg_ros.ros', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

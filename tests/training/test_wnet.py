@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""W-Net's training: two updates a batch, as real processes where it matters."""
+
+import copy
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import lightning as L
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from training.__main__ import main
+from training.data.module import EpochSampler
+from training.data.unlabelled import CroppedFrames, Frames
+from training.losses.soft_ncut import soft_ncut
+from training.networks.wnet import WNet
+from training.pictures import cluster_colours, wnet_sheet
+from training.systems.wnet import WNetSystem
+
+ROOT = Path(__file__).resolve().parents[2]
+RATES = {"lr_encoder": 0.002, "lr_decoder": 0.003}
+
+
+@pytest.fixture
+def command(tmp_path, small_camvid):
+    """command(run, **overrides) -> the command line of a small `fit` that writes under `run`."""
+
+    def build(run: str, **overrides: object) -> list[str]:
+        options = {
+            "model": "training.systems.wnet.WNetSystem",
+            "model.init_args.clusters": 4,
+            "model.init_args.width": 0.0625,
+            "model.init_args.lr_encoder": RATES["lr_encoder"],
+            "model.init_args.lr_decoder": RATES["lr_decoder"],
+            "data": "training.data.unlabelled.Frames",
+            "data.init_args.source": small_camvid / "train" / "images",
+            "data.init_args.size": "[48, 64]",
+            "data.init_args.batch_size": 4,
+            "data.init_args.workers": 0,
+            "trainer.accelerator": "cpu",
+            "trainer.devices": 1,
+            "trainer.max_epochs": 2,
+            "trainer.log_every_n_steps": 1,
+            "trainer.enable_progress_bar": False,
+            "trainer.logger": "lightning.pytorch.loggers.CSVLogger",
+            "trainer.logger.init_args.save_dir": tmp_path / run,
+            "trainer.logger.init_args.name": "log",
+            "trainer.logger.init_args.version": 0,
+            "trainer.callbacks": "lightning.pytorch.callbacks.ModelCheckpoint",
+            "trainer.callbacks.dirpath": tmp_path / run,
+            "trainer.callbacks.filename": "last",
+            "trainer.callbacks.save_on_train_epoch_end": True,
+            "trainer.callbacks.enable_version_counter": False,
+            **{key.replace("__", "."): value for key, value in overrides.items()},
+        }
+        return ["fit", *(f"--{key}={value}" for key, value in options.items())]
+
+    return build
+
+
+def start(arguments: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "training", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def fit(arguments: list[str]) -> None:
+    """In this process: what it imports takes longer than what it does."""
+    assert main(arguments) == 0
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def two_updates(networks: list[WNet], optimizers: list, batches: list[torch.Tensor]) -> None:
+    """The specification, on one shard a process: gradients are averaged over the processes."""
+    for part, optimizer in enumerate(optimizers):
+        gradients = []
+        for network, images in zip(networks, batches, strict=True):
+            x = images.float() / 255
+            if part == 0:
+                luma = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+                grey = (images.float() * luma).sum(1, keepdim=True)
+                loss = soft_ncut(network.segment(x), grey).mean()
+                parameters = list(network.encoder.parameters())
+            else:
+                loss = F.mse_loss(network(x)[1], x)
+                parameters = list(network.parameters())
+            gradients.append(torch.autograd.grad(loss, parameters))
+        for network in networks:
+            chosen = network.encoder if part == 0 else network
+            for parameter, *parts in zip(chosen.parameters(), *gradients, strict=True):
+                parameter.grad = sum(parts) / len(parts)
+        for adam in optimizer:
+            adam.step()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_updates_are_those_of_the_specification(command, tmp_path, small_camvid, world):
+    """Alternating, not joint, and with several processes the mean of their gradients.
+
+    A plain torch loop, with BatchNorm's statistics by process as in DDP.
+    """
+    process = start(command("run", trainer__devices=world))
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, output
+    found = weights(tmp_path / "run")
+
+    L.seed_everything(0)
+    system = WNetSystem(clusters=4, width=0.0625, **RATES)
+    networks = [copy.deepcopy(system.network).train() for _ in range(world)]
+    optimizers = [
+        [torch.optim.Adam(n.encoder.parameters(), RATES["lr_encoder"]) for n in networks],
+        [
+            torch.optim.Adam(
+                [
+                    {"params": n.encoder.parameters(), "lr": RATES["lr_encoder"]},
+                    {"params": n.decoder.parameters(), "lr": RATES["lr_decoder"]},
+                ]
+            )
+            for n in networks
+        ],
+    ]
+    data = Frames(str(small_camvid / "train" / "images"), (48, 64), batch_size=4, workers=0)
+    data.setup("fit")
+    frames = CroppedFrames(data.train, (48, 64), (1.0, 2.0), 0)
+    for epoch in range(2):
+        shards = []
+        for rank in range(world):
+            sampler = EpochSampler(frames, world, rank, seed=0, drop_last=True)
+            sampler.set_epoch(epoch)
+            shards.append([frames[key][0] for key in sampler])
+        share = 4 // world
+        for step in range(2):
+            batches = [torch.stack(shard[step * share : (step + 1) * share]) for shard in shards]
+            # What DDP does before a forward: the buffers are those of the first process.
+            for network in networks[1:]:
+                for mine, first in zip(network.buffers(), networks[0].buffers(), strict=True):
+                    mine.data.copy_(first)
+            two_updates(networks, optimizers, batches)
+    for name, value in networks[0].state_dict().items():
+        torch.testing.assert_close(
+            found[f"network.{name}"], value, atol=2e-3, rtol=1e-2, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    moved = networks[0].encoder.head.weight - system.network.encoder.head.weight
+    assert moved.abs().max() > 4e-3
+
+
+def test_killed_and_resumed_equals_unbroken(command, tmp_path):
+    options = {"model__init_args__dropout": 0.2, "trainer__max_epochs": 6}
+    fit(command("unbroken", **options))
+    process = start(command("killed", **options))
+    while process.poll() is None and not (tmp_path / "killed" / "last.ckpt").exists():
+        time.sleep(0.01)
+    time.sleep(0.1)  # let it write the file, and go on into the next epoch
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
+    done = torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)["epoch"] + 1
+    assert 1 <= done < 6
+    fit([*command("killed", **options), f"--ckpt_path={tmp_path / 'killed' / 'last.ckpt'}"])
+    expected, found = weights(tmp_path / "unbroken"), weights(tmp_path / "killed")
+    for name in expected:
+        assert torch.equal(found[name], expected[name]), name
+
+
+def test_training_lowers_both_losses_and_draws(command, tmp_path):
+    fit(command("run", trainer__max_epochs=15, model__init_args__lr_encoder=0.02))
+    log = tmp_path / "run" / "log" / "version_0"
+    with (log / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for name in ("train/soft_ncut", "train/reconstruction"):
+        values = [float(row[name]) for row in rows if row[name]]
+        assert len(values) == 30
+        assert np.mean(values[-4:]) < 0.9 * np.mean(values[:4]), name
+    assert {float(r["train/clusters_in_use"]) for r in rows if r["train/clusters_in_use"]} <= {
+        *(1.0, 2.0, 3.0, 4.0)
+    }
+    pictures = sorted((log / "pictures").glob("val_*.png"))
+    assert len(pictures) >= 15
+    assert cv2.imread(str(pictures[-1])).shape == (3 * 48, 8 * 64, 3)
+
+
+def test_a_collapse_is_reported_while_training(small_camvid, tmp_path):
+    system = WNetSystem(clusters=3, width=0.0625)
+    with torch.no_grad():
+        system.network.encoder.head.bias[1] = 100  # it wins at every pixel
+    data = Frames(str(small_camvid / "train" / "images"), (48, 64), batch_size=4, workers=0)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        use_distributed_sampler=False,
+    )
+    with pytest.warns(UserWarning, match=r"collapse: cluster 1 holds 100.00% .* Lower lr_encoder"):
+        trainer.fit(system, data)
+
+
+def test_no_collapse_where_two_clusters_share(monkeypatch):
+    system = WNetSystem(clusters=3, width=0.0625)
+    logged: dict[str, float] = {}
+    monkeypatch.setattr(system, "log", lambda name, value, **_: logged.update({name: float(value)}))
+    monkeypatch.setattr(system, "all_gather", lambda x: x)
+    system.use += torch.tensor([998, 2, 0])
+    system.look_for_collapse()
+    assert logged == {
+        "train/clusters_in_use": 2.0,
+        "train/largest_cluster": pytest.approx(0.998),
+    }
+    system.use += torch.tensor([9999, 1, 0])
+    with pytest.warns(UserWarning, match="collapse: cluster 0 holds 99.99%"):
+        system.look_for_collapse()
+
+
+def test_nan_stops_with_step_and_batch(command, capsys):
+    arguments = command("nan", model__init_args__lr_decoder=1e30, trainer__max_epochs=9)
+    assert main(arguments) == 1
+    said = capsys.readouterr().err
+    assert "training: loss is " in said
+    assert any(f"00{i}" in said.split("batch", 1)[1] for i in range(8))
+
+
+@pytest.mark.parametrize("clusters", [1, 256])
+def test_numbers_of_clusters_that_cannot_be(clusters):
+    with pytest.raises(ValueError, match="clusters must be 2 to 255"):
+        WNetSystem(clusters=clusters)
+
+
+@pytest.mark.parametrize("count", [2, 9, 20, 200])
+def test_cluster_colours_differ(count):
+    assert len({tuple(colour) for colour in cluster_colours(count).tolist()}) == count
+
+
+def test_sheet_shows_image_clusters_and_reconstruction():
+    images = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
+    probabilities = torch.zeros(2, 3, 4, 5)
+    probabilities[0, 1], probabilities[1, 2] = 1, 1
+    sheet = wnet_sheet(images, probabilities, images.float() / 255)
+    assert sheet.shape == (12, 10, 3)
+    assert np.array_equal(sheet[:4, 5:], images[1].permute(1, 2, 0).numpy())
+    assert np.array_equal(sheet[8:], sheet[:4])
+    colours = cluster_colours(3)
+    assert (sheet[4:8, :5] == colours[1]).all()
+    assert (sheet[4:8, 5:] == colours[2]).all()

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames without labels: from images, videos and ROS 2 bags."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ctxseg_ros.encodings import BadImage, read_rgb
+from training.data.bags import BAG_SUFFIXES, bag_images, is_bag
+from training.data.files import (
+    IMAGE_SUFFIXES,
+    BrokenFiles,
+    DataError,
+    each_file,
+    progress,
+    read_image,
+)
+
+VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"}
+
+#: Pixels that a frame has at least, in height and width: networks that halve it four times are
+#: left with one.
+LEAST_SIDE = 16
+
+#: Bytes of video and bag frames that are kept, at most: 10,000 to 40,000 frames of 1280x720.
+MOST_KEPT = 4 * 2**30
+
+_JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Where a frame is: in an image file, or encoded in memory."""
+
+    name: str
+    place: Path | bytes
+    size: tuple[int, int]
+    one_colour: bool
+
+    def read(self) -> np.ndarray:
+        if isinstance(self.place, Path):
+            return read_image(self.place)
+        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        pixels = cv2.imdecode(np.frombuffer(self.place, np.uint8), flags)
+        return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+class FrameList(Sequence[np.ndarray]):
+    """Frames as uint8 [H, W, 3], RGB, of any sizes.
+
+    Item i is decoded when it is asked for: image files are read again; frames of videos and bags
+    are kept encoded, since one in the middle of those takes long to get. A bag's JPEG or PNG is
+    kept as it is, all else as JPEG of quality 95.
+
+    ``names``: file, and the number in it or the topic and the number. ``sizes``: (height, width).
+    ``one_colour``: names of frames of a single colour. ``left_out``: one line for each message of
+    a bag that cannot be read. ``kept_bytes``: of memory.
+    """
+
+    def __init__(self, frames: Sequence[_Frame], left_out: Sequence[str]) -> None:
+        self._frames, self.left_out = frames, left_out
+        self.names = [frame.name for frame in frames]
+        self.sizes = [frame.size for frame in frames]
+        self.one_colour = [frame.name for frame in frames if frame.one_colour]
+        self.kept_bytes = sum(len(f.place) for f in frames if isinstance(f.place, bytes))
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        return self._frames[index].read()
+
+
+def open_frames(
+    source: str | Path | Sequence[str | Path], topic: str | None = None, stride: int = 1
+) -> FrameList:
+    """Every ``stride``-th frame of one or more sources, each decoded once and checked.
+
+    Args:
+        source: an image, a video, a ROS 2 bag (its folder, or an .mcap or .db3 file), or a folder
+            of all these, at any depth; or several of them.
+        topic: of the images in bags; None where a bag has only one.
+
+    Raises:
+        DataError: nothing is there, or a file cannot be read, or frames have fewer than LEAST_SIDE
+            pixels in height or width, or more than MOST_KEPT bytes would be kept; see also
+            ``bag_images``. Every file at fault is named.
+    """
+    if stride < 1:
+        raise DataError(f"stride is {stride}: it must be 1 or more")
+    sources = [source] if isinstance(source, str | Path) else source
+    files = [found for entry in sources for found in _files(Path(entry))]
+    if topic is not None and not any(is_bag(path) for path in files):
+        raise DataError(f"topic {topic} was given, but there is no bag in {_listed(sources)}")
+    images = [path for path in files if not is_bag(path) and not _is_video(path)]
+    frames: list[_Frame] = []
+    wrong: list[str] = []
+    left_out: list[str] = []
+    try:
+        frames += each_file(_image_frame, images[::stride], "images")
+    except BrokenFiles as error:
+        wrong += error.lines
+    room = MOST_KEPT
+    for path in files:
+        try:
+            if is_bag(path):
+                found = _kept(_bag_pixels(path, topic, stride, left_out), path, room)
+            elif _is_video(path):
+                found = _kept(_video_pixels(path, stride), path, room)
+            else:
+                continue
+        except _TooMuch:
+            raise
+        except DataError as error:
+            wrong.append(str(error))
+            continue
+        room -= sum(len(frame.place) for frame in found)
+        frames += found
+    if wrong:
+        raise BrokenFiles(wrong)
+    return FrameList(frames, left_out)
+
+
+class _TooMuch(DataError):
+    """More frames than memory should hold; no file is at fault."""
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def _listed(sources: Sequence[str | Path]) -> str:
+    return ", ".join(map(str, sources))
+
+
+def _is_source(path: Path) -> bool:
+    return is_bag(path) or (
+        path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES and path.is_file()
+    )
+
+
+def _files(path: Path) -> list[Path]:
+    """Images, videos and bags at or below a path, sorted."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    if _is_source(path):
+        return [path]
+    if path.is_dir():
+        if found := list(_below(path)):
+            return found
+        raise DataError(f"{path}: no images, videos or bags in it")
+    if path.suffix == ".bag":
+        raise DataError(
+            f"{path}: a bag of ROS 1; convert it: rosbags-convert --src {path.name} --dst FOLDER"
+        )
+    known = sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES | BAG_SUFFIXES)
+    raise DataError(f"{path}: no image, video or bag by its suffix ({', '.join(known)})")
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if _is_source(path):
+            yield path
+        elif path.is_dir():
+            yield from _below(path)
+
+
+def _image_frame(path: Path) -> _Frame:
+    return _checked(str(path), path, read_image(path))
+
+
+def _checked(name: str, place: Path | bytes, pixels: np.ndarray) -> _Frame:
+    height, width = pixels.shape[:2]
+    if min(height, width) < LEAST_SIDE:
+        raise DataError(f"{name}: {width}x{height} pixels, fewer than {LEAST_SIDE} on a side")
+    return _Frame(name, place, (height, width), bool((pixels == pixels[0, 0]).all()))
+
+
+def _kept(encoded: Iterator[tuple[str, bytes, np.ndarray]], path: Path, room: int) -> list[_Frame]:
+    """Frames of (name, data, pixels), as long as their data takes no more than ``room`` bytes."""
+    frames = []
+    for name, data, pixels in encoded:
+        room -= len(data)
+        if room < 0:
+            raise _TooMuch(
+                f"{path}: with its frame {len(frames)} more than {MOST_KEPT / 2**30:.0f} GiB of "
+                "frames would be kept in memory: take fewer with a greater `stride`, or write "
+                "them into a folder as images"
+            )
+        frames.append(_checked(name, data, pixels))
+    return frames
+
+
+def _jpeg(rgb: np.ndarray) -> bytes:
+    bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1].tobytes()
+
+
+def _video_pixels(path: Path, stride: int) -> Iterator[tuple[str, bytes, np.ndarray]]:
+    video = cv2.VideoCapture(str(path))
+    total = max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT))) or None
+    number = -1
+    for number in progress(_grabbed(video), path.name, total):
+        if number % stride == 0:
+            good, bgr = video.retrieve()
+            if not good:
+                raise DataError(f"{path}: frame {number} cannot be decoded")
+            rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+            yield f"{path}#{number}", _jpeg(rgb), rgb
+    video.release()
+    if number < 0:
+        raise DataError(
+            f"{path}: no frame can be decoded; convert it, for example with "
+            "ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT.mp4"
+        )
+
+
+def _grabbed(video: cv2.VideoCapture) -> Iterator[int]:
+    """The number of each frame, which `retrieve` would decode; the others cost less."""
+    number = 0
+    while video.grab():
+        yield number
+        number += 1
+
+
+def _bag_pixels(
+    path: Path, topic: str | None, stride: int, left_out: list[str]
+) -> Iterator[tuple[str, bytes, np.ndarray]]:
+    """As `_video_pixels`. A recording cannot be mended: bad messages go to `left_out`."""
+    wrong: list[str] = []
+    good = 0
+    for chosen, number, message in bag_images(path, topic, stride):
+        name = f"{path}:{chosen}#{number}"
+        try:
+            rgb = read_rgb(message)
+        except BadImage as error:
+            wrong.append(f"{name}: {error.cause}")
+            continue
+        good += 1
+        yield name, bytes(message.data) if hasattr(message, "format") else _jpeg(rgb), rgb
+    if not good:
+        raise DataError(f"{wrong[0]}. Not one of its {len(wrong)} messages can be read")
+    left_out += wrong

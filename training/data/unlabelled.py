@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches of frames without labels, for the systems that train on any footage."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from ctxseg_ros.resize import resized
+from training.data.files import DataError
+from training.data.frames import FrameList, open_frames
+from training.data.module import train_loader
+
+#: images uint8 [B, 3, H, W], names
+UnlabelledBatch = tuple[Tensor, list[str]]
+
+_VAL_FRAMES = 8
+_NAMED = 5
+
+
+def crop(
+    frame: np.ndarray, size: tuple[int, int], scale: float, place: tuple[float, float]
+) -> np.ndarray:
+    """A part of a frame, resized. It lies within the frame: nothing is padded.
+
+    A padded border would look like an edge to a loss that compares neighbours.
+
+    Args:
+        frame: uint8 [H, W, 3].
+        size: (height, width) of the result.
+        scale: 1 takes the largest part of that shape, 2 one of half its height and width.
+        place: of the part, from (0, 0), the top left, to (1, 1), the bottom right.
+
+    Returns:
+        uint8 [height, width, 3], C-contiguous.
+    """
+    (height, width), (rows, columns) = frame.shape[:2], size
+    factor = max(rows / height, columns / width) * scale
+    part = max(1, min(height, round(rows / factor))), max(1, min(width, round(columns / factor)))
+    top, left = round(place[0] * (height - part[0])), round(place[1] * (width - part[1]))
+    return resized(frame[top : top + part[0], left : left + part[1]], size)
+
+
+class CroppedFrames(Dataset):
+    """Random parts of frames, mirrored or not, that (seed, epoch, index) determine."""
+
+    def __init__(
+        self, frames: FrameList, size: tuple[int, int], scale: tuple[float, float], seed: int
+    ) -> None:
+        self.frames, self.size, self.scale, self.seed = frames, size, scale, seed
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, str]:
+        epoch, index = key
+        random = np.random.default_rng((self.seed, epoch, index))
+        scale, place = random.uniform(*self.scale), (random.random(), random.random())
+        image = crop(self.frames[index], self.size, scale, place)
+        if random.random() < 0.5:
+            image = image[:, ::-1]
+        return _to_tensor(image), self.frames.names[index]
+
+
+class CentredFrames(Dataset):
+    """The largest part of a frame around its centre that has the shape of ``size``."""
+
+    def __init__(self, frames: FrameList, size: tuple[int, int]) -> None:
+        self.frames, self.size = frames, size
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        image = crop(self.frames[index], self.size, 1.0, (0.5, 0.5))
+        return _to_tensor(image), self.frames.names[index]
+
+
+def _to_tensor(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+class Frames(L.LightningDataModule):
+    """Frames of images, videos and ROS 2 bags: random parts to train on, a few to look at.
+
+    Training batches are (images uint8 [B, 3, height, width], names). The one validation batch has
+    the centres of up to 8 frames, evenly chosen, the same in every process.
+
+    Args:
+        source: see ``training.data.frames.open_frames``; or several.
+        size: (height, width) that the network sees. A smaller frame is enlarged.
+        batch_size: frames of a batch over all processes.
+        topic: of the images in bags; may be left out where a bag has only one.
+        stride: take every stride-th frame.
+        val_source: where the frames to look at are from; None: the training frames.
+        scale: range of the random scale. At 1 the part is the largest that fits into the frame,
+            whatever its resolution; at 2 it has half that height and width. At least 1.
+        workers: processes that load; 0 loads in the training process.
+        seed: of the order of frames and of the parts.
+    """
+
+    def __init__(
+        self,
+        source: str | list[str],
+        size: tuple[int, int] = (224, 224),
+        batch_size: int = 10,
+        topic: str | None = None,
+        stride: int = 1,
+        val_source: str | list[str] | None = None,
+        scale: tuple[float, float] = (1.0, 2.0),
+        workers: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.source, self.val_source = source, val_source
+        self.size, self.batch_size, self.workers, self.seed = tuple(size), batch_size, workers, seed
+        self.scale = tuple(scale)
+        self.open = partial(open_frames, topic=topic, stride=stride)
+        self.train: FrameList | None = None
+        self.val: FrameList | None = None
+        if not 1 <= self.scale[0] <= self.scale[1]:
+            raise DataError(f"scale {list(scale)}: give two numbers of 1 or more, the lower first")
+
+    def setup(self, stage: str) -> None:
+        """Read and check every file. Raises DataError before training starts."""
+        if self.train is None and (stage == "fit" or self.val_source is None):
+            self.train = self.open(self.source)
+            self._warn(self.train)
+        if self.val is None:
+            self.val = self.open(self.val_source) if self.val_source else self.train
+
+    def _warn(self, frames: FrameList) -> None:
+        small = [
+            name
+            for name, frame in zip(frames.names, frames.sizes, strict=True)
+            if frame[0] < self.size[0] or frame[1] < self.size[1]
+        ]
+        height, width = self.size
+        for what, names in (
+            ("messages cannot be read and are left out", frames.left_out),
+            ("frames have one colour and teach nothing", frames.one_colour),
+            (f"frames are smaller than {width}x{height} and are enlarged", small),
+        ):
+            if names:
+                more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+                rank_zero_warn(f"{len(names)} {what}: {', '.join(names[:_NAMED])}{more}")
+
+    @property
+    def summary(self) -> str:
+        """What a model trained on these frames says of its data."""
+        assert self.train is not None
+        sources = [self.source] if isinstance(self.source, str) else self.source
+        # The end of a path says what it holds; its beginning is nobody's business.
+        ends = ["/".join([p for p in Path(s).parts if p not in "/.."][-3:]) for s in sources]
+        return f"{len(self.train)} frames of {', '.join(ends)}, without labels"
+
+    def train_dataloader(self) -> DataLoader:
+        assert self.train is not None and self.trainer is not None
+        frames = CroppedFrames(self.train, self.size, self.scale, self.seed)
+        return train_loader(frames, self.trainer, self.batch_size, self.workers, self.seed)
+
+    def val_dataloader(self) -> DataLoader:
+        assert self.val is not None
+        count = min(_VAL_FRAMES, len(self.val))
+        chosen = np.linspace(0, len(self.val) - 1, count).round().astype(int).tolist()
+        return DataLoader(Subset(CentredFrames(self.val, self.size), chosen), batch_size=count)

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of a run as it goes: TensorBoard's Images page, and PNG files beside its events."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import lightning as L
+import matplotlib
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def cluster_colours(count: int) -> NDArray[np.uint8]:
+    """Colours [count, 3], RGB, that are easy to tell apart."""
+    name = "tab10" if count <= 10 else "tab20" if count <= 20 else "gist_rainbow"
+    table = matplotlib.colormaps[name]
+    places = np.arange(count) if count <= 20 else np.linspace(0, 1, count)
+    return (255 * table(places)[:, :3]).round().astype(np.uint8)
+
+
+def wnet_sheet(images: Tensor, probabilities: Tensor, reconstruction: Tensor) -> NDArray[np.uint8]:
+    """Frames in columns: the image, its clusters in colours, the reconstruction.
+
+    Args:
+        images: uint8 [B, 3, H, W]; probabilities: [B, K, H, W]; reconstruction: [B, 3, H, W], 0-1.
+
+    Returns:
+        uint8 [3 H, B W, 3], RGB.
+    """
+    colours = torch.from_numpy(cluster_colours(probabilities.shape[1]))
+    clusters = colours[probabilities.argmax(1).cpu()]
+    painted = (reconstruction.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+    rows = (images.permute(0, 2, 3, 1).cpu(), clusters, painted.permute(0, 2, 3, 1))
+    return np.concatenate([np.concatenate(list(row.numpy()), axis=1) for row in rows])
+
+
+def log_picture(system: L.LightningModule, name: str, picture: NDArray[np.uint8]) -> None:
+    """Show uint8 [H, W, 3] RGB as ``name`` in the run's logs, at the step that the run is at."""
+    step = system.global_step
+    for logger in system.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(name, picture, step, dataformats="HWC")
+        if logger.log_dir:
+            folder = Path(logger.log_dir) / "pictures"
+            folder.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(folder / f"{name}_{step:07}.png"), picture[..., ::-1])

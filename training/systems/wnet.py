@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""W-Net, trained without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from ctxseg_ros.model_file import ClassInfo
+from training.data.unlabelled import UnlabelledBatch
+from training.graphs import UNetGraph
+from training.losses.gaussian_ncut import gaussian_ncut
+from training.losses.soft_ncut import soft_ncut
+from training.networks.wnet import WNet
+from training.pictures import cluster_colours, log_picture, wnet_sheet
+from training.systems.labelled import finite, poly
+
+#: ITU-R BT.601: the intensity of an RGB pixel.
+_LUMA = (0.299, 0.587, 0.114)
+#: Least share of an epoch's pixels that makes a cluster count as in use.
+IN_USE = 0.001
+#: Steps after which the use of the clusters is looked at.
+LOOK_EVERY = 50
+
+
+class WNetSystem(L.LightningModule):
+    """The network and its two updates a batch, in turn (Xia & Kulis 2017, algorithm 1).
+
+    1. The soft N-cut of the probabilities updates U_Enc.
+    2. The mean squared error between image and reconstruction updates U_Enc and U_Dec.
+
+    Each update has its own Adam, and the second sees what the first has changed: a joint loss
+    would be another method.
+
+    Args:
+        clusters: K. width, dropout: see UNet.
+        size: (height, width) that the exported model is meant for.
+        loss: ``exact`` is the soft N-cut, ``gaussian`` the cheap approximation of the paper.
+        lr_encoder, lr_decoder: Adam's rates.
+        schedule: ``constant`` (the paper), or ``poly``: (1 - t)^0.9 over the run.
+        seed: of dropout, set anew at each step so that a resumed run equals an unbroken one.
+    """
+
+    task = "clusters"
+    automatic_optimization = False
+
+    def __init__(
+        self,
+        clusters: int = 9,
+        width: float = 1.0,
+        dropout: float = 0.0,
+        size: tuple[int, int] = (224, 224),
+        loss: Literal["exact", "gaussian"] = "exact",
+        lr_encoder: float = 3e-3,
+        lr_decoder: float = 4e-3,
+        schedule: Literal["constant", "poly"] = "constant",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 2 <= clusters <= 255:
+            raise ValueError(f"clusters must be 2 to 255, not {clusters}")
+        self.save_hyperparameters()
+        # oneDNN's convolutions are a quarter faster with the channels last (two cores, width 0.5).
+        self.network = WNet(clusters, width, dropout).to(memory_format=torch.channels_last)
+        self.cut: Callable[[Tensor, Tensor], Tensor] = (
+            soft_ncut if loss == "exact" else gaussian_ncut
+        )
+        #: The frames that taught it, in words.
+        self.data = "nothing yet"
+        #: Pixels that each cluster was the top one of, since the last look.
+        self.register_buffer("use", torch.zeros(clusters, dtype=torch.long), persistent=False)
+        self.use: Tensor
+
+    def graph(self) -> nn.Module:
+        """U_Enc as it is deployed, see ``training.graphs``."""
+        return UNetGraph(self.network.encoder)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Float [B, K, H, W] of images uint8 [B, 3, H, W]; the greatest is the cluster."""
+        return self.network.encoder(images.float() / 255)
+
+    def class_infos(self) -> list[ClassInfo]:
+        """The clusters as the model file has them: numbers for names, colours far apart."""
+        colours = cluster_colours(self.hparams.clusters).tolist()
+        return [ClassInfo(i, f"cluster {i}", tuple(c)) for i, c in enumerate(colours)]
+
+    def origin(self) -> tuple[str, str]:
+        """What taught the network, and the terms of that data."""
+        return self.data, "those of the frames it was trained on"
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["system"] = type(self).__name__
+        checkpoint["data"] = self.data
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.data = checkpoint["data"]
+
+    def on_fit_start(self) -> None:
+        self.data = self.trainer.datamodule.summary  # type: ignore[attr-defined]
+
+    def on_train_batch_start(self, batch: UnlabelledBatch, index: int) -> None:
+        step = self.global_step * self.trainer.world_size + self.global_rank
+        torch.manual_seed(self.hparams.seed + 1_000_003 * step)
+
+    def ncut(self, probabilities: Tensor, images: Tensor) -> Tensor:
+        """Mean soft N-cut of a batch: probabilities [B, K, H, W], images [B, 3, H, W] on 0-255."""
+        weights = torch.tensor(_LUMA, device=images.device)[:, None, None]
+        intensity = (images.float() * weights).sum(1, keepdim=True)
+        return self.cut(probabilities, intensity).mean()
+
+    def training_step(self, batch: UnlabelledBatch, index: int) -> None:
+        images, names = batch
+        x = images.float() / 255
+        segment, paint = self.optimizers()  # type: ignore[misc]
+
+        probabilities = self.network.segment(x)
+        cut = finite(self.ncut(probabilities, images), self, index, names)
+        segment.zero_grad()
+        # DDP waits for a gradient of each parameter: U_Dec's is zero here.
+        untouched = sum(0 * parameter.sum() for parameter in self.network.decoder.parameters())
+        self.manual_backward(cut + untouched)
+        segment.step()
+
+        _, reconstruction = self.network(x)
+        error = finite(F.mse_loss(reconstruction, x), self, index, names)
+        paint.zero_grad()
+        self.manual_backward(error)
+        paint.step()
+        for schedule in self.lr_schedulers() or []:  # type: ignore[union-attr]
+            schedule.step()
+
+        self.log("train/soft_ncut", cut, prog_bar=True, sync_dist=True)
+        self.log("train/reconstruction", error, prog_bar=True, sync_dist=True)
+        top = probabilities.detach().argmax(1)
+        self.use += torch.bincount(top.flatten(), minlength=self.hparams.clusters)
+        if (index + 1) % LOOK_EVERY == 0 or index + 1 == self.trainer.num_training_batches:
+            self.look_for_collapse()
+
+    def look_for_collapse(self) -> None:
+        """Log how many clusters were in use since the last look; warn if fewer than two were."""
+        use = self.all_gather(self.use).reshape(-1, self.hparams.clusters).sum(0).float()
+        self.use.zero_()
+        share = use / use.sum()
+        used = int((share >= IN_USE).sum())
+        self.log("train/clusters_in_use", float(used), prog_bar=True, sync_dist=False)
+        self.log("train/largest_cluster", share.max(), sync_dist=False)
+        if used < 2:
+            rank_zero_warn(
+                f"collapse: cluster {int(share.argmax())} holds {float(share.max()):.2%} of the "
+                f"pixels of the last batches (step {self.global_step}), the other "
+                f"{self.hparams.clusters - 1} none: the model says the same of every pixel. Lower "
+                "lr_encoder, or start anew with another seed."
+            )
+
+    def validation_step(self, batch: UnlabelledBatch, index: int) -> None:
+        images, _ = batch
+        x = images.float() / 255
+        probabilities, reconstruction = self.network(x)
+        self.log("val/soft_ncut", self.ncut(probabilities, images), sync_dist=True)
+        self.log("val/reconstruction", F.mse_loss(reconstruction, x), sync_dist=True)
+        if index == 0 and self.trainer.is_global_zero:
+            log_picture(self, "val", wnet_sheet(images, probabilities, reconstruction))
+
+    def configure_optimizers(self) -> Any:
+        h = self.hparams
+        encoder, decoder = self.network.encoder.parameters, self.network.decoder.parameters
+        optimizers = [
+            torch.optim.Adam(encoder(), lr=h.lr_encoder),
+            torch.optim.Adam(
+                [
+                    {"params": list(encoder()), "lr": h.lr_encoder},
+                    {"params": list(decoder()), "lr": h.lr_decoder},
+                ]
+            ),
+        ]
+        if h.schedule == "constant":
+            return optimizers
+        # Lightning counts a step of either optimiser: two a batch.
+        steps = int(self.trainer.estimated_stepping_batches) // 2
+        return optimizers, [
+            torch.optim.lr_scheduler.LambdaLR(o, lambda step: poly(step / steps))
+            for o in optimizers
+        ]
