@@ -21,21 +21,22 @@ ANGLES = 8
 
 Floats = NDArray[Any]  # float32: OpenCV's types do not tell
 
-# Weight of each comparison, by what is compared and the radius in pixels. Logistic regression of
-# whether people drew a boundary, on the arcs of 50 images of BSDS500's training set, then scaled
-# so that covering is best at evidence 1. More radii than these got no weight.
-_BRIGHTNESS = {3: 0.37, 10: 0.17}
-_COLOUR = {20: 0.35}
-_TEXTURE = {10: 0.80, 20: 0.89}
-_CLASSES = {20: 0.50}
-_GLOBAL = 0.026
+# Weight of each comparison, by what is compared and the radius in pixels: logistic regression of
+# the share of people who drew a boundary, on the arcs of 24 images of BSDS500's training set, with
+# soft k-means clusters of colour for a model's classes. Scaled so that covering is best where
+# evidence 1 is kept. Brightness at radius 10 got no weight.
+_BRIGHTNESS = {3: 0.66}
+_COLOUR = {20: 0.28}
+_TEXTURE = {10: 0.45, 20: 0.50}
+_CLASSES = {20: 0.52}
+_GLOBAL = 0.023
 
 # The spectral clustering: grid at a _SHRINK-th of the image's size, pairs up to _REACH grid points
 # apart, each unit of evidence between them makes them e^_DIVIDE times less alike.
 _SHRINK = 4
 _REACH = 5
 _VECTORS = 16
-_DIVIDE = 5.0
+_DIVIDE = 6.0
 
 _EDGE = np.ones((13, 13), np.uint8)  # what fits in here is the texture of one edge
 _NOISE = 0.03  # of a filter's answer, on brightness of 0 to 1
@@ -69,7 +70,11 @@ def _evidence(shares: Floats, weights: dict[int, float]) -> Floats:
 
 
 def _valleys_filled(crests: Floats) -> Floats:
-    """Close the valley in an edge: its own texture differs from that of both of its sides."""
+    """Fill the valley along an edge: the edge's own texture differs from both of its sides'.
+
+    Without this the boundary would run beside the edge, twice. Covering on 24 training images rose
+    from 0.593 to 0.620 with this, and radius 10 in place of 5.
+    """
     return np.stack([cv2.morphologyEx(plane, cv2.MORPH_CLOSE, _EDGE) for plane in crests])
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ctxseg_ros import engine as engine_module
-from ctxseg_ros.engine import Engine, EngineSpec, open_engine, adapted
+from ctxseg_ros.engine import Engine, EngineSpec, adapted, open_engine, reopened
 from ctxseg_ros.label_groups import LabelGroupsError
 from ctxseg_ros.model_file import ModelFileError
 from ctxseg_ros.prediction import Prediction
@@ -115,6 +115,52 @@ def test_groups_change_without_opening_the_model_again(spec: EngineSpec, groups:
     assert back.classes == engine.classes and back.groups is None
     with pytest.raises(LabelGroupsError):
         adapted(engine, dataclasses.replace(spec, label_groups="missing.yaml"))
+
+
+class FakeRefiner:
+    """Takes its time by the pixels; unlabels all."""
+
+    def __init__(self, kind: str, classes: int) -> None:
+        self.kind, self.classes, self.closed = kind, classes, False
+
+    def __call__(self, image: np.ndarray, prediction: Prediction, level: float) -> Prediction:
+        assert prediction.labels.shape == image.shape[:2] and prediction.labels.max() < self.classes
+        assert prediction.confidence.shape == image.shape[:2]
+        return Prediction(np.full_like(prediction.labels, 255), np.zeros_like(prediction.labels))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_refinement_changes_without_opening_the_model_again(
+    spec: EngineSpec, groups: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "Refiner", FakeRefiner)
+    plain = open_engine(spec, LOG)
+    image = np.zeros((64, 96, 3), np.uint8)
+    prediction = plain.runtimes[0].run(image)
+    assert plain.refined(image, prediction, 0.5) is prediction
+    assert plain.costs_ms == plain.inference_ms and plain.refine_ms == (0, 0)
+    crf = adapted(plain, dataclasses.replace(spec, refinement="crf"))
+    assert crf.runtimes is plain.runtimes and crf.refiner.kind == "crf"
+    assert (crf.refined(image, prediction, 0.5).labels == 255).all()
+    large, small = crf.refine_ms  # it goes with the pixels
+    assert large == pytest.approx(4 * small) and small > 0
+    assert crf.costs_ms == (plain.inference_ms[0] + large, plain.inference_ms[1] + small)
+    grouped = adapted(crf, dataclasses.replace(crf.spec, label_groups=groups))
+    assert grouped.refiner is crf.refiner and grouped.refine_ms == crf.refine_ms
+    anew = reopened(crf, "cpu", LOG)
+    assert anew.refiner is crf.refiner and anew.refine_ms == crf.refine_ms
+    assert anew.runtimes is not crf.runtimes
+    assert adapted(crf, spec).refiner is None
+    crf.close()
+    assert crf.refiner.closed
+
+
+def test_attention_is_not_refined(model_factory: Callable[..., Path]) -> None:
+    spec = EngineSpec(str(model_factory(task="attention")), "cpu", (), "", "crf")
+    with pytest.raises(ValueError, match=r"tiny gives attention\. Set refinement to none"):
+        open_engine(spec, LOG)
 
 
 @pytest.fixture(scope="module")

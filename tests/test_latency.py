@@ -21,11 +21,12 @@ def test_stages_are_the_differences_in_ms():
         started=1.03,
         prepared=1.07,
         inferred=1.15,
-        finished=1.31,
-        published=1.63,
+        refined=1.2,
+        finished=1.36,
+        published=1.68,
     )
     expected = {"transport": 10, "queue": 20, "preprocess": 40, "inference": 80}
-    expected |= {"postprocess": 160, "publish": 320, "total": 630}
+    expected |= {"refine": 50, "postprocess": 160, "publish": 320, "total": 680}
     assert times.stages() == pytest.approx(expected)
 
 
@@ -35,7 +36,7 @@ def test_a_dropped_frame_has_the_stages_that_it_passed():
     assert FrameTimes().stages() == {}
 
 
-@given(st.tuples(*[seconds] * 7))
+@given(st.tuples(*[seconds] * 8))
 def test_stages_sum_to_the_total(points):
     stages = FrameTimes(*points).stages()
     assert sum(stages.values()) - stages["total"] == pytest.approx(stages["total"], abs=1e-6)

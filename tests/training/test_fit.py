@@ -127,6 +127,15 @@ def test_nan_stops_with_step_and_batch(config):
     assert "Traceback" not in output
 
 
+def test_classes_of_another_set_are_refused(config):
+    process = start(config("other", model__init_args__classes="stanford"))
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 1
+    assert "training: the network has the classes of stanford, the labels are those of camvid" in (
+        output
+    )
+
+
 def test_bad_labels_stop_before_training(config, small_camvid, tmp_path):
     broken = shutil.copytree(small_camvid, tmp_path / "broken")
     cv2.imwrite(str(broken / "train" / "labels" / "003.png"), np.full((64, 96), 99, np.uint8))
@@ -137,14 +146,21 @@ def test_bad_labels_stop_before_training(config, small_camvid, tmp_path):
     assert not (tmp_path / "bad" / "log" / "version_0" / "metrics.csv").exists()
 
 
-@pytest.mark.parametrize("recipe", ["segmenter_tiny_camvid", "segmenter_tiny_paper"])
-def test_shipped_recipes_train(recipe, small_camvid, tmp_path):
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [
+        ("segmenter_tiny_camvid", ["--model.init_args.weights=null"]),
+        ("segmenter_tiny_paper", ["--model.init_args.weights=null"]),
+        ("unet_camvid", ["--model.init_args.width=0.125"]),
+    ],
+)
+def test_shipped_recipes_train(recipe, options, small_camvid, tmp_path):
     """Two batches of each YAML in mixed precision, on small data and without the weights' file."""
     output = fit(
         [
             "fit",
             f"--config={ROOT / 'training' / 'configs' / f'{recipe}.yaml'}",
-            "--model.init_args.weights=null",
+            *options,
             f"--data.init_args.root={small_camvid}",
             "--data.init_args.workers=0",
             "--data.init_args.batch_size=2",

@@ -236,6 +236,25 @@ def test_nan_stops_with_step_and_batch(command, capsys):
     assert any(f"00{i}" in said.split("batch", 1)[1] for i in range(8))
 
 
+@pytest.mark.parametrize("recipe", ["ade20k", "bsds", "camvid", "folder", "stanford"])
+def test_shipped_recipes_train(recipe, small_camvid, capfd):
+    """A batch of each YAML in mixed precision, small."""
+    arguments = {
+        "config": ROOT / "training" / "configs" / f"wnet_{recipe}.yaml",
+        "data.source": small_camvid / "train" / "images",
+        **({"data.val_source": "null"} if recipe in ("bsds", "camvid") else {}),
+        "data.size": "[48, 64]",
+        "data.workers": 0,
+        "data.batch_size": 2,
+        "model.width": 0.0625,
+        "trainer.accelerator": "cpu",
+        "trainer.precision": "bf16-mixed",
+        "trainer.fast_dev_run": 1,
+    }
+    assert main(["fit", *(f"--{key}={value}" for key, value in arguments.items())]) == 0
+    assert "train/" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize("clusters", [1, 256])
 def test_numbers_of_clusters_that_cannot_be(clusters):
     with pytest.raises(ValueError, match="clusters must be 2 to 255"):

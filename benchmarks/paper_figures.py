@@ -1,0 +1,482 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The paper's figures and tables, from this project's models.
+
+python benchmarks/paper_figures.py [--checkpoint W-NET.ckpt] [--regions REGIONS.json]
+
+Figure 1, U-Net, and figure 2, W-Net, on the same frames of CamVid val; figure 3, what W-Net's
+decoder paints; figure 4, W-Net on natural images (BSDS500 val). Tables: U-Net and W-Net on CamVid
+val, W-Net beside k-means and random clusters, W-Net's regions on BSDS500 val beside the published
+ones. The frames are spread evenly over their set, and nobody chose among them.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it sees its folder only
+
+from benchmarks.cluster_baselines import measure_baselines, summary
+from benchmarks.processes import ROOT
+from ctxseg_ros import machine, render
+from ctxseg_ros.crf import refine
+from ctxseg_ros.merging import hierarchy
+from ctxseg_ros.model_file import ModelFileError, ModelInfo
+from ctxseg_ros.pipeline import FrameSegmenter
+from ctxseg_ros.prediction import Prediction
+from ctxseg_ros.runtimes import RuntimeUnavailable, open_runtime
+from ctxseg_ros.store import load
+from training.data.bsds import bsds_pairs
+from training.data.camvid import CLASSES, VOID, camvid_pairs, read_camvid
+from training.data.files import DataError, read_image
+from training.data.pairs import Pair
+from training.evaluate import _fitting, evaluate_labels, evaluate_regions
+from training.export import ExportError, agreement, load_system, network_labels
+from training.systems.wnet import WNetSystem
+
+ROWS = 5
+KINDS = ("plain", "crf", "merged")
+MEASURES = ("covering", "pri", "vi")
+#: Least share of pixels on which checkpoint and model file must agree to be one model.
+SAME = 0.95
+
+#: BSDS500 test, ODS and OIS of each of MEASURES (Xia & Kulis 2017); of people there is one figure.
+PUBLISHED = {
+    "W-Net, published (test)": ((0.57, 0.62), (0.81, 0.84), (1.76, 1.60)),
+    "W-Net + ucm, published (test)": ((0.59, 0.64), (0.82, 0.85), (1.67, 1.47)),
+    "human, published (test)": ((0.72,), (0.88,), (1.17,)),
+}
+
+Picture = NDArray[np.uint8]  # [H, W, 3], RGB
+Colours = Mapping[str, tuple[int, int, int]]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """An image of a figure: its name, itself, and a model's prediction at its size."""
+
+    name: str
+    image: Picture
+    prediction: Prediction
+
+
+def spread(pairs: Sequence[Pair], count: int = ROWS) -> list[Pair]:
+    """At most `count` of the pairs, from the middles of as many equal parts."""
+    places = (np.arange(count) + 0.5) * len(pairs) / count
+    return [pairs[i] for i in dict.fromkeys(places.astype(int).tolist())]
+
+
+def of_one_shape(pairs: Sequence[Pair]) -> list[Pair]:
+    """Those whose images have the commonest shape: they fill a grid without gaps."""
+    shapes = [read_image(pair.image).shape for pair in pairs]
+    ((commonest, _),) = Counter(shapes).most_common(1)
+    return [pair for pair, shape in zip(pairs, shapes, strict=True) if shape == commonest]
+
+
+def predict(info: ModelInfo, pairs: Sequence[Pair], size: tuple[int, int] | None) -> list[Frame]:
+    """The frames and what the model says of them; `size` as for `training.evaluate`."""
+    runtime = open_runtime(info, size)
+    segmenter = FrameSegmenter(runtime)
+    try:
+        images = [read_image(pair.image) for pair in pairs]
+        return [
+            Frame(pair.image.stem, image, segmenter.segment(image))
+            for pair, image in zip(pairs, images, strict=True)
+        ]
+    finally:
+        runtime.close()
+
+
+class Decoder:
+    """W-Net as it was trained, with the half that the model file leaves out."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        """Raises ExportError where the file is no checkpoint of a W-Net."""
+        system, _ = load_system(checkpoint)
+        if not isinstance(system, WNetSystem):
+            raise ExportError(
+                f"{checkpoint}: a {type(system).__name__}, no W-Net: only that paints"
+            )
+        self._system, self._checkpoint = system, checkpoint
+
+    def check(self, info: ModelInfo, frames: Sequence[Frame], size: tuple[int, int]) -> None:
+        """Raises ExportError where the file's labels of the frames are another model's."""
+        fitted = [cv2.resize(frame.image, size[::-1]) for frame in frames]
+        own = [network_labels(self._system, image) for image in fitted]
+        runtime = open_runtime(info, size)
+        found = [runtime.run(image).labels for image in fitted]
+        runtime.close()
+        if (same := agreement(own, found)) < SAME:  # type: ignore[arg-type]
+            raise ExportError(
+                f"{self._checkpoint}: its labels agree with those of {info.name} on {same:.1%} of "
+                "pixels: give the checkpoint that this model was exported from"
+            )
+
+    def paint(self, image: Picture, size: tuple[int, int]) -> tuple[Picture, float]:
+        """The reconstruction at the image's size, and its PSNR (dB) at the model's `size`."""
+        x = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+        with torch.inference_mode():
+            batch = torch.from_numpy(x).permute(2, 0, 1)[None].float() / 255
+            painted = self._system.network(batch)[1][0].permute(1, 2, 0).clamp(0, 1).numpy()
+        error = float(np.mean((painted - x / np.float32(255)) ** 2))
+        shown = cv2.resize((painted * 255).round().astype(np.uint8), image.shape[1::-1])
+        return shown, float(-10 * np.log10(max(error, 1e-10)))
+
+
+def draw(
+    path: Path,
+    title: str,
+    columns: Sequence[str],
+    rows: Mapping[str, Sequence[Picture]],
+    legend: Colours | None = None,
+    width: float = 3.2,
+) -> None:
+    """Rows of pictures beside their names, under the columns' titles, each `width` inches wide."""
+    height, across = next(iter(rows.values()))[0].shape[:2]
+    legend = legend or {}
+    size = (width * len(columns), width * height / across * len(rows) + 0.4 + 0.1 * len(legend))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    for axes, (name, pictures) in zip(grid, rows.items(), strict=True):
+        axes[0].set_ylabel(name, fontsize=8)
+        for axis, picture in zip(axes, pictures, strict=True):
+            axis.imshow(picture, interpolation="antialiased")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+    for axis, column in zip(grid[0], columns, strict=True):
+        axis.set_title(column, fontsize=10)
+    figure.suptitle(title, fontsize=11)
+    if legend:
+        patches = [
+            Patch(color=[channel / 255 for channel in colour], label=name)
+            for name, colour in legend.items()
+        ]
+        figure.legend(
+            handles=patches, loc="outside lower center", ncols=6, frameon=False, fontsize=9
+        )
+    figure.savefig(path, dpi=100)
+
+
+def figure_1(path: Path, info: ModelInfo, frames: Sequence[Frame], pairs: Sequence[Pair]) -> None:
+    """U-Net: image, truth, labels."""
+    rows = {}
+    for frame, pair in zip(frames, pairs, strict=True):
+        truth = render.colour_map(read_camvid(pair.label), info.colours)
+        rows[frame.name] = (frame.image, truth, _labels(info, frame))
+    legend = {item.name: item.colour for item in info.classes} | {"void": (0, 0, 0)}
+    draw(path, "U-Net on CamVid val", ("image", "truth", "U-Net"), rows, legend)
+
+
+def figure_2(
+    path: Path, info: ModelInfo, frames: Sequence[Frame], matching: Mapping[str, str | None]
+) -> None:
+    """W-Net: image, clusters, clusters after the CRF. `matching`: class by cluster, for the key."""
+    rows = {
+        frame.name: (frame.image, _labels(info, frame), _colours(info, _refined(info, frame)))
+        for frame in frames
+    }
+    legend = {}
+    for item in info.classes:
+        found = matching[str(item.id)]
+        legend[f"{item.id}: {found or 'no pixel'}"] = item.colour
+    title = "W-Net on CamVid val; a cluster's key names the class that holds most of it"
+    draw(path, title, ("image", "W-Net", "W-Net + CRF"), rows, legend)
+
+
+def figure_3(
+    path: Path, decoder: Decoder, frames: Sequence[Frame], size: tuple[int, int]
+) -> list[float]:
+    """Reconstruction by W-Net's decoder: image, reconstruction. Gives the PSNR of each, dB."""
+    rows, psnr = {}, []
+    for frame in frames:
+        painted, decibels = decoder.paint(frame.image, size)
+        rows[frame.name] = (frame.image, painted)
+        psnr.append(round(decibels, 2))
+    draw(path, "Reconstruction by W-Net", ("image", "reconstruction"), rows)
+    return psnr
+
+
+def figure_4(
+    path: Path,
+    info: ModelInfo,
+    frames: Sequence[Frame],
+    level: float,
+    decoder: Decoder | None,
+    size: tuple[int, int],
+) -> None:
+    """W-Net on natural images: clusters, CRF, merging at `level`, reconstruction."""
+    columns = ["image", "W-Net", "W-Net + CRF", "merging: contours", "merging: regions"]
+    rows = {}
+    for frame in frames:
+        refined = _refined(info, frame)
+        tree = hierarchy(frame.image, refined)
+        rows[frame.name] = [
+            frame.image,
+            _labels(info, frame),
+            _colours(info, refined),
+            ink(tree.contours),
+            mean_colours(frame.image, tree.at(level)),
+        ]
+        if decoder is not None:
+            rows[frame.name].append(decoder.paint(frame.image, size)[0])
+    if decoder is not None:
+        columns.append("reconstruction")
+    draw(path, "W-Net on BSDS500 val", columns, rows, width=2.4)
+
+
+def _labels(info: ModelInfo, frame: Frame) -> Picture:
+    assert frame.prediction.labels is not None
+    return render.colour_map(frame.prediction.labels, info.colours)
+
+
+def _refined(info: ModelInfo, frame: Frame) -> NDArray[np.float32]:
+    labels, confidence = frame.prediction.labels, frame.prediction.confidence
+    assert labels is not None and confidence is not None
+    return refine(frame.image, labels, confidence, len(info.classes))
+
+
+def _colours(info: ModelInfo, probabilities: NDArray[np.float32]) -> Picture:
+    return render.colour_map(probabilities.argmax(0).astype(np.uint8), info.colours)
+
+
+def ink(contours: NDArray[np.float32]) -> Picture:
+    """Strengths [H, W], 0 to 1, as grey lines of two pixels on white: one would fade in print."""
+    wide = cv2.dilate(contours, np.ones((2, 2), np.uint8))
+    grey = (255 * (1 - wide)).round().astype(np.uint8)
+    return np.dstack((grey, grey, grey))
+
+
+def mean_colours(image: Picture, regions: NDArray[np.int32]) -> Picture:
+    """Each region [H, W], ids from 0 without gaps, in the mean colour of its pixels."""
+    ids = regions.ravel()
+    sums = [np.bincount(ids, channel.ravel()) for channel in np.moveaxis(image, 2, 0)]
+    means = np.stack(sums, 1) / np.bincount(ids)[:, None]
+    return means.round().astype(np.uint8)[regions]
+
+
+def by_class_name(result: dict[str, Any]) -> dict[str, Any]:
+    """Scores of clusters on CamVid with the classes' names where `evaluate_labels` has numbers."""
+    names = {str(i): name for i, (name, _) in enumerate(CLASSES)}
+    named = dict(result)
+    named["iou"] = {names[key]: iou for key, iou in result["iou"].items()}
+    named["matching"] = {
+        cluster: None if item is None else names[item]
+        for cluster, item in result["matching"].items()
+    }
+    if "other" in result:
+        named["other"] = by_class_name(result["other"])
+    return named
+
+
+def read_regions(path: Path, info: ModelInfo, images: int) -> dict[str, Any]:
+    """What `python -m training.evaluate regions --json` wrote of this model.
+
+    Raises DataError where it is something else, of another model, or of other images.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(found, dict) or not {"model", "images", *KINDS} <= found.keys():
+        raise DataError(f"{path}: not what `python -m training.evaluate regions --json` writes")
+    if (found["model"], found["images"]) != (info.name, images):
+        raise DataError(
+            f"{path}: scores of {found['model']} on {found['images']} images; "
+            f"wanted are {info.name} on {images}"
+        )
+    return {key: found[key] for key in (*KINDS, "images")}
+
+
+def camvid_tables(unet: dict[str, Any], clusters: Sequence[dict[str, Any]]) -> list[str]:
+    """Markdown: U-Net by class, then every way to cluster in one table."""
+    lines = ["## CamVid val: U-Net", "", *_row("class", "IoU %"), "|---|--:|"]
+    for name, iou in unet["iou"].items():
+        lines += _row(name, "-" if iou is None else _percent(iou))
+    for name, measure in (
+        ("**mIoU**", "miou"),
+        ("pixel accuracy", "pixel_accuracy"),
+        ("class accuracy", "class_accuracy"),
+    ):
+        lines += _row(name, _percent(unet[measure]))
+    lines += ["", "## CamVid val: clusters without labels", ""]
+    lines += _row(
+        "clusters",
+        "mIoU %, Hungarian",
+        "pixel accuracy %",
+        "mIoU %, majority",
+        "pixel accuracy %",
+    )
+    lines += ["|---|--:|--:|--:|--:|"]
+    for row in clusters:
+        found = [row[match][m] for match in ("hungarian", "majority") for m in _CLUSTER_MEASURES]
+        lines += _row(row["clusters"], *(_mean_and_best(each, row["runs"]) for each in found))
+    return [
+        *lines,
+        "",
+        "Clusters are matched to the 11 classes once over the whole set. Hungarian: one to one, so "
+        "that classes beyond the number of clusters have IoU 0; majority: each cluster to the "
+        "class that holds most of it. k-means and random: mean (best) of "
+        f"{clusters[-1]['runs']} seeds; position x N: opposite sides of a frame are N CIELAB units "
+        "apart.",
+    ]
+
+
+_CLUSTER_MEASURES = ("miou", "pixel_accuracy")
+
+
+def regions_table(regions: dict[str, Any]) -> list[str]:
+    """Markdown: the regions' scores beside the published ones."""
+    lines = [f"## BSDS500 val: W-Net, {regions['images']} images, ODS / OIS", ""]
+    lines += [*_row("regions", "covering", "PRI", "VI (bits)"), "|---|--:|--:|--:|"]
+    names = {"plain": "W-Net", "crf": "W-Net + CRF", "merged": "W-Net + CRF + merging"}
+    for kind, name in names.items():
+        measures = [regions[kind][measure] for measure in MEASURES]
+        lines += _row(name, *(f"{each['ods']:.3f} / {each['ois']:.3f}" for each in measures))
+    for name, published in PUBLISHED.items():
+        lines += _row(name, *(" / ".join(f"{value:.2f}" for value in pair) for pair in published))
+    return lines
+
+
+def _row(*cells: str) -> list[str]:
+    return [f"| {' | '.join(cells)} |"]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _mean_and_best(found: dict[str, float], runs: int) -> str:
+    mean = _percent(found["mean"])
+    return mean if runs == 1 else f"{mean} ({_percent(found['best'])})"
+
+
+def page(found: dict[str, Any]) -> str:
+    """The Markdown page of what `main` found: figures, then tables."""
+    results = found["results"]
+    lines = ["# The paper's figures and tables, from our models", ""]
+    gpu = found["machine"]["gpu"]
+    lines += [
+        f"U-Net: {results['models']['unet']}. W-Net: {results['models']['wnet']}. "
+        f"{found['machine']['cpu']}, {found['machine']['cores']} cores"
+        f"{f', {gpu}' if gpu else ''}; commit {found['commit']}.",
+        "",
+    ]
+    for name, figure in results["figures"].items():
+        lines += [f"![{name}]({figure['file']})", ""]
+    lines += camvid_tables(results["camvid_val"]["unet"], results["camvid_val"]["clusters"])
+    return "\n".join([*lines, "", *regions_table(results["bsds_val"]), ""])
+
+
+def camvid(
+    data: Path, unet: ModelInfo, wnet: ModelInfo, decoder: Decoder | None, out: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures 1 to 3 and their tables: (`camvid_val`, `figures`)."""
+    train, val = camvid_pairs(data / "camvid", "train"), camvid_pairs(data / "camvid", "val")
+    chosen = spread(val)
+    supervised = evaluate_labels(unet, val, VOID)
+    matched = by_class_name(evaluate_labels(wnet, val, VOID, match="hungarian"))
+    rows = [
+        summary("W-Net", [matched]),
+        *measure_baselines(train, val, read_camvid, len(CLASSES), len(wnet.classes)),
+    ]
+    frames = predict(wnet, chosen, None)
+    figure_1(out / "paper_figure_1.png", unet, predict(unet, chosen, None), chosen)
+    figure_2(out / "paper_figure_2.png", wnet, frames, matched["other"]["matching"])
+    names = [frame.name for frame in frames]
+    figures: dict[str, Any] = {
+        "figure 1": {"file": "paper_figure_1.png", "frames": names},
+        "figure 2": {"file": "paper_figure_2.png", "frames": names},
+    }
+    if decoder is not None:
+        size = wnet.fixed_size or wnet.size
+        decoder.check(wnet, frames, size)
+        psnr = figure_3(out / "paper_figure_3.png", decoder, frames, size)
+        figures["figure 3"] = {"file": "paper_figure_3.png", "frames": names, "psnr_db": psnr}
+    return {"unet": supervised, "wnet": matched, "clusters": rows}, figures
+
+
+def bsds(
+    data: Path, wnet: ModelInfo, decoder: Decoder | None, scored: Path | None, out: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figure 4 and its table: (`bsds_val`, `figures`). `scored`: see `read_regions`."""
+    val = bsds_pairs(data / "bsds500", "val")
+    regions = read_regions(scored, wnet, len(val)) if scored else evaluate_regions(wnet, val)
+    chosen = spread(of_one_shape(val))
+    size = _fitting(wnet, read_image(chosen[0].image).shape[:2])
+    frames = predict(wnet, chosen, size)
+    level = regions["merged"]["covering"]["level"]
+    figure_4(out / "paper_figure_4.png", wnet, frames, level, decoder, size)
+    figure = {"file": "paper_figure_4.png", "frames": [frame.name for frame in frames]}
+    return {**regions, "published": PUBLISHED}, {"figure 4": {**figure, "merge_level": level}}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--unet", default="unet", help="a name of `ctxseg models` or a file")
+    parser.add_argument("--wnet", default="wnet", help="likewise")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="that --wnet was exported from: it holds the decoder"
+    )
+    parser.add_argument(
+        "--regions",
+        type=Path,
+        metavar="JSON",
+        help="from `python -m training.evaluate regions` on BSDS500 val (default: measured, "
+        "which takes minutes)",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path(os.environ.get("CTXSEG_DATA", ROOT.parent / "shared" / "data")),
+        help="with camvid and bsds500 (%(default)s)",
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    return parser
+
+
+def _find(args: argparse.Namespace) -> dict[str, Any]:
+    unet, wnet = load(args.unet), load(args.wnet)
+    decoder = Decoder(args.checkpoint) if args.checkpoint else None
+    args.out.mkdir(parents=True, exist_ok=True)
+    natural, last = bsds(args.data, wnet, decoder, args.regions, args.out)
+    driving, first = camvid(args.data, unet, wnet, decoder, args.out)
+    return {
+        "models": {"unet": unet.name, "wnet": wnet.name},
+        "figures": first | last,
+        "camvid_val": driving,
+        "bsds_val": natural,
+    }
+
+
+def main(arguments: Iterable[str] | None = None) -> int:
+    """Draw, measure, write; gives the exit code."""
+    args = _parser().parse_args(None if arguments is None else list(arguments))
+    if args.checkpoint is None:
+        print("figure 3 and the reconstructions of figure 4 are left out: the model file has no")
+        print("decoder. Give the W-Net's --checkpoint for them.")
+    try:
+        results = _find(args)
+    except (DataError, ExportError, ModelFileError, RuntimeUnavailable, ValueError) as error:
+        print(f"paper_figures: {error}", file=sys.stderr)
+        return 1
+    found = {"machine": machine.describe(), "commit": machine.commit(), "results": results}
+    (args.out / "paper_figures.json").write_text(json.dumps(found, indent=1) + "\n")
+    (args.out / "paper_figures.md").write_text(page(found))
+    print(page(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
