@@ -27,8 +27,8 @@ PIXELS = 400
 MEASURES = ("miou", "pixel_accuracy")
 _STEPS = 100
 
-#: The clusters of an image uint8 [H, W, 3], RGB, as ids uint8 [H, W].
-Labeller = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+#: From `colour_and_place` of an image, [H, W, 5], to its clusters' ids, uint8 [H, W].
+Labeller = Callable[[NDArray[np.float32]], NDArray[np.uint8]]
 Key = TypeVar("Key")
 
 
@@ -54,25 +54,28 @@ def sample(
 
 @dataclass(frozen=True)
 class KMeans:
-    """Each pixel to the nearest centre; `centres`: float32 [K, 5], place times `position`."""
+    """Each pixel to the nearest centre, a `Labeller`.
+
+    `centres`: float32 [K, 5], like `colour_and_place`, its place times `position`: the CIELAB units
+    from side to side.
+    """
 
     centres: NDArray[np.float32]
     position: float
 
     @staticmethod
     def fit(points: NDArray[np.float32], clusters: int, position: float, seed: int) -> "KMeans":
-        """Of `sample`'s points: k-means++ from the seed, then until it stands still."""
+        """Of points [N, 5]: k-means++ from the seed, then until it stands still."""
         cv2.setRNGSeed(seed)
         end = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, _STEPS, 0.01)
-        scaled = np.ascontiguousarray(points * _scale(position))
+        scaled = points * _scale(position)
         _, _, centres = cv2.kmeans(scaled, clusters, None, end, 1, cv2.KMEANS_PP_CENTERS)
         return KMeans(centres, position)
 
-    def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        points = colour_and_place(image) * _scale(self.position)
-        # The pixel's own square is the same for every centre.
-        distance = (self.centres**2).sum(1) - 2 * points @ self.centres.T
-        return distance.argmin(2).astype(np.uint8)
+    def __call__(self, points: NDArray[np.float32]) -> NDArray[np.uint8]:
+        # The point's own square is the same for every centre.
+        products = points @ (self.centres * _scale(self.position)).T
+        return ((self.centres**2).sum(1) - 2 * products).argmin(2).astype(np.uint8)
 
 
 def _scale(position: float) -> NDArray[np.float32]:
@@ -81,13 +84,13 @@ def _scale(position: float) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Chance:
-    """Each pixel to any of the clusters."""
+    """Each pixel to any of the clusters, a `Labeller`."""
 
     clusters: int
     rng: np.random.Generator
 
-    def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return self.rng.integers(self.clusters, size=image.shape[:2], dtype=np.uint8)
+    def __call__(self, points: NDArray[np.float32]) -> NDArray[np.uint8]:
+        return self.rng.integers(self.clusters, size=points.shape[:2], dtype=np.uint8)
 
 
 def score_labellers(
@@ -104,8 +107,9 @@ def score_labellers(
     pixels = {key: np.zeros((classes, clusters + 1), np.int64) for key in labellers}
     for pair in progress(pairs, "baselines", len(pairs)):
         image, truth, _ = read_pair(pair, read)
+        points = colour_and_place(image)
         for key, labeller in labellers.items():
-            pixels[key] += count_pixels(truth, labeller(image), classes, clusters)
+            pixels[key] += count_pixels(truth, labeller(points), classes, clusters)
     return {key: matched_scores(counted, "hungarian") for key, counted in pixels.items()}
 
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it sees its folder only
 
-from benchmarks.cluster_baselines import measure_baselines, summary
+from benchmarks.cluster_baselines import MEASURES, measure_baselines, summary
 from benchmarks.processes import ROOT
 from ctxseg_ros import machine, render
 from ctxseg_ros.crf import refine
@@ -48,11 +48,11 @@ from training.systems.wnet import WNetSystem
 
 ROWS = 5
 KINDS = ("plain", "crf", "merged")
-MEASURES = ("covering", "pri", "vi")
+REGION_MEASURES = ("covering", "pri", "vi")
 #: Least share of pixels on which checkpoint and model file must agree to be one model.
 SAME = 0.95
 
-#: BSDS500 test, ODS and OIS of each of MEASURES (Xia & Kulis 2017); of people there is one figure.
+#: BSDS500 test: ODS and OIS of each of REGION_MEASURES (Xia & Kulis 2017); of people one figure.
 PUBLISHED = {
     "W-Net, published (test)": ((0.57, 0.62), (0.81, 0.84), (1.76, 1.60)),
     "W-Net + ucm, published (test)": ((0.59, 0.64), (0.82, 0.85), (1.67, 1.47)),
@@ -102,37 +102,37 @@ def predict(info: ModelInfo, pairs: Sequence[Pair], size: tuple[int, int] | None
 class Decoder:
     """W-Net as it was trained, with the half that the model file leaves out."""
 
-    def __init__(self, checkpoint: Path) -> None:
-        """Raises ExportError where the file is no checkpoint of a W-Net."""
+    def __init__(self, checkpoint: Path, info: ModelInfo, images: Sequence[Picture]) -> None:
+        """Raises ExportError unless it is the W-Net that labels the images as the file does."""
         system, _ = load_system(checkpoint)
         if not isinstance(system, WNetSystem):
-            raise ExportError(
-                f"{checkpoint}: a {type(system).__name__}, no W-Net: only that paints"
-            )
-        self._system, self._checkpoint = system, checkpoint
-
-    def check(self, info: ModelInfo, frames: Sequence[Frame], size: tuple[int, int]) -> None:
-        """Raises ExportError where the file's labels of the frames are another model's."""
-        fitted = [cv2.resize(frame.image, size[::-1]) for frame in frames]
-        own = [network_labels(self._system, image) for image in fitted]
+            raise ExportError(f"{checkpoint}: a {type(system).__name__}; give one of a WNetSystem")
+        self._network = system.network
+        size = info.fixed_size or info.size
+        fitted = [_fit(image, size) for image in images]
         runtime = open_runtime(info, size)
         found = [runtime.run(image).labels for image in fitted]
         runtime.close()
-        if (same := agreement(own, found)) < SAME:  # type: ignore[arg-type]
+        same = agreement([network_labels(system, image) for image in fitted], found)
+        if same < SAME:
             raise ExportError(
-                f"{self._checkpoint}: its labels agree with those of {info.name} on {same:.1%} of "
-                "pixels: give the checkpoint that this model was exported from"
+                f"{checkpoint}: its labels are those of {info.name} on {same:.1%} of pixels only; "
+                "give the checkpoint that this model was exported from"
             )
 
     def paint(self, image: Picture, size: tuple[int, int]) -> tuple[Picture, float]:
         """The reconstruction at the image's size, and its PSNR (dB) at the model's `size`."""
-        x = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+        x = torch.from_numpy(_fit(image, size)).float() / 255
         with torch.inference_mode():
-            batch = torch.from_numpy(x).permute(2, 0, 1)[None].float() / 255
-            painted = self._system.network(batch)[1][0].permute(1, 2, 0).clamp(0, 1).numpy()
-        error = float(np.mean((painted - x / np.float32(255)) ** 2))
-        shown = cv2.resize((painted * 255).round().astype(np.uint8), image.shape[1::-1])
-        return shown, float(-10 * np.log10(max(error, 1e-10)))
+            _, batch = self._network(x.permute(2, 0, 1)[None])
+        painted = batch[0].permute(1, 2, 0).clamp(0, 1)
+        error = float((painted - x).square().mean())
+        shown = (255 * painted).round().to(torch.uint8).numpy()
+        return cv2.resize(shown, image.shape[1::-1]), float(-10 * np.log10(max(error, 1e-10)))
+
+
+def _fit(image: Picture, size: tuple[int, int]) -> Picture:
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
 
 
 def draw(
@@ -320,7 +320,7 @@ def camvid_tables(unet: dict[str, Any], clusters: Sequence[dict[str, Any]]) -> l
     )
     lines += ["|---|--:|--:|--:|--:|"]
     for row in clusters:
-        found = [row[match][m] for match in ("hungarian", "majority") for m in _CLUSTER_MEASURES]
+        found = [row[match][m] for match in ("hungarian", "majority") for m in MEASURES]
         lines += _row(row["clusters"], *(_mean_and_best(each, row["runs"]) for each in found))
     return [
         *lines,
@@ -333,16 +333,13 @@ def camvid_tables(unet: dict[str, Any], clusters: Sequence[dict[str, Any]]) -> l
     ]
 
 
-_CLUSTER_MEASURES = ("miou", "pixel_accuracy")
-
-
 def regions_table(regions: dict[str, Any]) -> list[str]:
     """Markdown: the regions' scores beside the published ones."""
     lines = [f"## BSDS500 val: W-Net, {regions['images']} images, ODS / OIS", ""]
     lines += [*_row("regions", "covering", "PRI", "VI (bits)"), "|---|--:|--:|--:|"]
     names = {"plain": "W-Net", "crf": "W-Net + CRF", "merged": "W-Net + CRF + merging"}
     for kind, name in names.items():
-        measures = [regions[kind][measure] for measure in MEASURES]
+        measures = [regions[kind][measure] for measure in REGION_MEASURES]
         lines += _row(name, *(f"{each['ods']:.3f} / {each['ois']:.3f}" for each in measures))
     for name, published in PUBLISHED.items():
         lines += _row(name, *(" / ".join(f"{value:.2f}" for value in pair) for pair in published))
@@ -368,7 +365,10 @@ def page(found: dict[str, Any]) -> str:
     lines = ["# The paper's figures and tables, from our models", ""]
     gpu = found["machine"]["gpu"]
     lines += [
-        f"U-Net: {results['models']['unet']}. W-Net: {results['models']['wnet']}. "
+        *(
+            f"{title}: {model['name']} ({model['data']})."
+            for title, model in zip(("U-Net", "W-Net"), results["models"].values(), strict=True)
+        ),
         f"{found['machine']['cpu']}, {found['machine']['cores']} cores"
         f"{f', {gpu}' if gpu else ''}; commit {found['commit']}.",
         "",
@@ -384,13 +384,8 @@ def camvid(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Figures 1 to 3 and their tables: (`camvid_val`, `figures`)."""
     train, val = camvid_pairs(data / "camvid", "train"), camvid_pairs(data / "camvid", "val")
-    chosen = spread(val)
-    supervised = evaluate_labels(unet, val, VOID)
     matched = by_class_name(evaluate_labels(wnet, val, VOID, match="hungarian"))
-    rows = [
-        summary("W-Net", [matched]),
-        *measure_baselines(train, val, read_camvid, len(CLASSES), len(wnet.classes)),
-    ]
+    chosen = spread(val)
     frames = predict(wnet, chosen, None)
     figure_1(out / "paper_figure_1.png", unet, predict(unet, chosen, None), chosen)
     figure_2(out / "paper_figure_2.png", wnet, frames, matched["other"]["matching"])
@@ -401,9 +396,13 @@ def camvid(
     }
     if decoder is not None:
         size = wnet.fixed_size or wnet.size
-        decoder.check(wnet, frames, size)
         psnr = figure_3(out / "paper_figure_3.png", decoder, frames, size)
         figures["figure 3"] = {"file": "paper_figure_3.png", "frames": names, "psnr_db": psnr}
+    rows = [
+        summary("W-Net", [matched]),
+        *measure_baselines(train, val, read_camvid, len(CLASSES), len(wnet.classes)),
+    ]
+    supervised = evaluate_labels(unet, val, VOID)
     return {"unet": supervised, "wnet": matched, "clusters": rows}, figures
 
 
@@ -448,12 +447,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def _find(args: argparse.Namespace) -> dict[str, Any]:
     unet, wnet = load(args.unet), load(args.wnet)
-    decoder = Decoder(args.checkpoint) if args.checkpoint else None
+    decoder = None
+    if args.checkpoint:
+        pairs = spread(camvid_pairs(args.data / "camvid", "val"))
+        decoder = Decoder(args.checkpoint, wnet, [read_image(pair.image) for pair in pairs])
     args.out.mkdir(parents=True, exist_ok=True)
     natural, last = bsds(args.data, wnet, decoder, args.regions, args.out)
     driving, first = camvid(args.data, unet, wnet, decoder, args.out)
     return {
-        "models": {"unet": unet.name, "wnet": wnet.name},
+        "models": {
+            key: {"name": info.name, "data": info.source.get("data", "data unknown")}
+            for key, info in (("unet", unet), ("wnet", wnet))
+        },
         "figures": first | last,
         "camvid_val": driving,
         "bsds_val": natural,

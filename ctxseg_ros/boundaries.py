@@ -5,7 +5,7 @@ After Arbelaez et al. 2011 (gPb): at each pixel and for each of `ANGLES` directi
 the one side is compared with what lies on the other: distributions of brightness, colour, texture
 and class. Then spectral clustering finds the boundaries that divide the image as a whole.
 
-Evidence is a float >= 0 without unit: 1 is where people's and chance boundaries part best.
+Evidence is a float >= 0 without unit. Near 1, people's boundaries part best from chance ones.
 """
 
 from typing import Any
@@ -23,8 +23,8 @@ Floats = NDArray[Any]  # float32: OpenCV's types do not tell
 
 # Weight of each comparison, by what is compared and the radius in pixels: logistic regression of
 # the share of people who drew a boundary, on the arcs of 24 images of BSDS500's training set, with
-# soft k-means clusters of colour for a model's classes. Scaled so that covering is best where
-# evidence 1 is kept. Brightness at radius 10 got no weight.
+# soft k-means clusters of colour for a model's classes. Scaled so that covering was best where
+# evidence 1 was kept. Brightness at radius 10 got no weight.
 _BRIGHTNESS = {3: 0.66}
 _COLOUR = {20: 0.28}
 _TEXTURE = {10: 0.45, 20: 0.50}

@@ -11,5 +11,5 @@ def refining(module: str) -> Any:
         return import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"refinement needs {module} ({error}). pip install ctxseg_ros[refine]"
+            f"refinement needs {module} ({error}). pip install 'ctxseg_ros[refine]'"
         ) from error

@@ -37,7 +37,8 @@ class Hierarchy:
     `finest`: int32 [H, W], the smallest regions, ids 0 to R - 1, each connected (4 neighbours).
     `merges`: int32 [R - 1, 2]. Merge i makes node R + i of two earlier nodes; nodes below R are
     the finest regions. `strengths`: float32 [R - 1], 0 to 1, ascending: how strong the boundary is
-    that a merge removes. A strength means the same on every image; 0.5 parts best on average.
+    that a merge removes. A strength means the same on every image. The best level for a whole set
+    was 0.35 (the image alone) to 0.75 (with classes).
     """
 
     finest: Ids

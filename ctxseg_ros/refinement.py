@@ -6,8 +6,8 @@ meanwhile. And a fault in its C++ ends that process only.
 """
 
 import contextlib
+import json
 import os
-import pickle
 import subprocess
 import sys
 import weakref
@@ -85,9 +85,9 @@ class Refiner:
             start_new_session=True,  # Ctrl-C is for the node: it ends this one
         )
         self._end = weakref.finalize(self, _end, self._process)
-        missing = self._answer()
-        if missing:
-            raise ValueError(missing)
+        said, _ = self._answer()
+        if said["error"]:
+            raise ValueError(said["error"])
 
     def __call__(
         self, image: NDArray[np.uint8], prediction: Prediction, merge_level: float
@@ -98,24 +98,25 @@ class Refiner:
         pipe = self._process.stdin
         assert pipe is not None
         try:
-            _send(pipe, (self._kind, image, prediction, self.classes, merge_level))
+            request = {"classes": self.classes, "merge_level": merge_level}
+            _send(pipe, request, image, prediction.labels, prediction.confidence)
         except OSError as error:
             raise self._ended() from error
-        answer = self._answer()
-        if isinstance(answer, str):
-            raise RefinementFailed(f"refinement: {answer}")
-        return answer
+        said, planes = self._answer()
+        if said["error"]:
+            raise RefinementFailed(f"refinement: {said['error']}")
+        return Prediction(planes[0], planes[1])
 
     def close(self) -> None:
         """End the process."""
         self._end()
 
-    def _answer(self) -> Any:
+    def _answer(self) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
         pipe = self._process.stdout
         assert pipe is not None
         try:
-            return pickle.load(pipe)
-        except (EOFError, OSError, pickle.UnpicklingError) as error:
+            return _receive(pipe)
+        except (EOFError, OSError) as error:
             raise self._ended() from error
 
     def _ended(self) -> RefinementFailed:
@@ -139,9 +140,29 @@ def _end(process: subprocess.Popen) -> None:
         process.wait()
 
 
-def _send(pipe: IO[bytes], item: Any) -> None:
-    pickle.dump(item, pipe, pickle.HIGHEST_PROTOCOL)
+def _send(pipe: IO[bytes], said: dict[str, Any], *planes: NDArray[np.uint8] | None) -> None:
+    """One message: a line of JSON, which ends with the planes' shapes, and their bytes."""
+    whole = [np.ascontiguousarray(plane) for plane in planes if plane is not None]
+    line = json.dumps({**said, "shapes": [plane.shape for plane in whole]})
+    pipe.write(line.encode() + b"\n")
+    for plane in whole:
+        pipe.write(plane.data)
     pipe.flush()
+
+
+def _receive(pipe: IO[bytes]) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
+    """What `_send` sent. Raises EOFError where the other end closed, also within a message."""
+    line = pipe.readline()
+    if not line.endswith(b"\n"):
+        raise EOFError
+    said = json.loads(line)
+    planes = []
+    for shape in said["shapes"]:
+        plane = np.empty(shape, np.uint8)
+        if pipe.readinto(plane.data.cast("B")) < plane.nbytes:  # type: ignore[attr-defined]
+            raise EOFError
+        planes.append(plane)
+    return said, planes
 
 
 def _serve(kind: str) -> None:
@@ -151,22 +172,23 @@ def _serve(kind: str) -> None:
     try:
         for module in _MODULES[kind]:
             refining(module)
-        _send(answers, "")
+        _send(answers, {"error": ""})
     except ImportError as error:
-        _send(answers, str(error))
+        _send(answers, {"error": str(error)})
         return
     while True:
         try:
-            item = pickle.load(sys.stdin.buffer)
+            said, (image, labels, confidence) = _receive(sys.stdin.buffer)
         except EOFError:
             os._exit(0)  # at once: somebody waits for it
-        answer: Prediction | str
         try:
-            answer = refined(*item)
+            prediction = Prediction(labels, confidence)
+            found = refined(kind, image, prediction, said["classes"], said["merge_level"])
+            answer: tuple[Any, ...] = ({"error": ""}, found.labels, found.confidence)
         except Exception as error:  # whatever a library raises: the next frame may do
-            answer = f"{type(error).__name__}: {error}"
+            answer = ({"error": f"{type(error).__name__}: {error}"},)
         try:
-            _send(answers, answer)
+            _send(answers, *answer)
         except BrokenPipeError:  # nobody waits any more
             os._exit(0)
 

@@ -11,13 +11,29 @@ from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import lightning as L
 import numpy as np
 import pytest
+import scipy.io
+import skimage.color
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import Image
 
-from benchmarks import camera, figures, monitor, pipeline, pipeline_report, processes, soak
+from benchmarks import (
+    camera,
+    cluster_baselines,
+    figures,
+    monitor,
+    paper_figures,
+    pipeline,
+    pipeline_report,
+    processes,
+    soak,
+)
 from benchmarks.figures import Play
+from training.data.camvid import camvid_pairs, read_camvid
+from training.data.pairs import Pair
+from training.systems.wnet import WNetSystem
 
 ROOT = Path(__file__).resolve().parents[1]
 MS = 1_000_000  # ns
@@ -337,3 +353,243 @@ def test_a_short_soak(clip: Path, model_factory: Callable[..., Path], tmp_path: 
     assert code == (0 if result["held"] else 1)
     assert 0 < result["frames_labelled"] <= result["frames_sent"] <= 30
     assert all(sample["shm_files"] > 0 for sample in result["samples"])
+
+
+def test_k_means_labels_by_the_nearest_centre() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (12, 20, 3), dtype=np.uint8)
+    points = cluster_baselines.colour_and_place(image)
+    for position in (0.0, 60.0):
+        found = cluster_baselines.KMeans.fit(points.reshape(-1, 5), 4, position, seed=1)
+        labels = found(points)
+        lab = skimage.color.rgb2lab(image)
+        for y, x in np.ndindex(12, 20):
+            place = position * np.array([(x + 0.5) / 20, (y + 0.5) / 12])
+            own = np.array([*lab[y, x], *place])
+            distance = np.linalg.norm(found.centres - own, axis=1)
+            assert distance[labels[y, x]] <= distance.min() + 0.5  # of about 100
+        again = cluster_baselines.KMeans.fit(points.reshape(-1, 5), 4, position, seed=1)
+        assert (again.centres == found.centres).all()
+
+
+def test_k_means_finds_colours_and_with_position_places() -> None:
+    image = np.zeros((20, 30, 3), np.uint8)
+    image[:, ::2] = (255, 0, 0)
+    points = cluster_baselines.colour_and_place(image)
+    by_colour = cluster_baselines.KMeans.fit(points.reshape(-1, 5), 2, 0, seed=0)(points)
+    assert len(set(by_colour[:, ::2].flat)) == len(set(by_colour[:, 1::2].flat)) == 1
+    assert by_colour[0, 0] != by_colour[0, 1]
+    by_place = cluster_baselines.KMeans.fit(points.reshape(-1, 5), 2, 5000, seed=0)(points)
+    halves = [set(half.flat) for half in (by_place[:, :14], by_place[:, 16:])]
+    rows = [set(half.flat) for half in (by_place[:9], by_place[11:])]
+    assert {0} in halves + rows and {1} in halves + rows
+
+
+def test_sample_takes_the_same_number_of_each_image() -> None:
+    images = [np.full((size, 7, 3), size, np.uint8) for size in (3, 90)]
+    points = cluster_baselines.sample(images, count=40, seed=2)
+    assert points.shape == (80, 5)
+    assert len(np.unique(points[:40, 0])) == len(np.unique(points[40:, 0])) == 1
+    assert (points[:, 3:] > 0).all() and (points[:, 3:] < 1).all()
+
+
+def made_camvid(root: Path) -> Path:
+    """Three training and three validation frames, 32x48, labelled by brightness; some void."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for part in ("images", "labels"):
+            (root / split / part).mkdir(parents=True)
+        for number in range(3):
+            image = cv2.resize(rng.integers(0, 256, (4, 6, 3), dtype=np.uint8), (48, 32))
+            label = (image.mean(2) // 24).astype(np.uint8)
+            label[:, :3] = 11
+            cv2.imwrite(str(root / split / "images" / f"{number}.png"), image)
+            cv2.imwrite(str(root / split / "labels" / f"{number}.png"), label)
+    return root
+
+
+def test_labellers_are_scored_at_their_best_match(tmp_path: Path) -> None:
+    val = camvid_pairs(made_camvid(tmp_path), "val")
+    queues = {key: iter(val) for key in ("perfect", "one")}
+
+    def perfect(points: np.ndarray) -> np.ndarray:
+        return 10 - np.minimum(read_camvid(next(queues["perfect"]).label), 10)
+
+    def one(points: np.ndarray) -> np.ndarray:
+        return np.full(points.shape[:2], 3, np.uint8)
+
+    scores = cluster_baselines.score_labellers(
+        {"perfect": perfect, "one": one}, 11, val, read_camvid, 11
+    )
+    assert scores["perfect"]["miou"] == scores["perfect"]["other"]["pixel_accuracy"] == 1
+    truths = np.concatenate([read_camvid(pair.label).ravel() for pair in val])
+    shares = np.bincount(truths[truths != 255]) / (truths != 255).sum()
+    assert np.isclose(scores["one"]["pixel_accuracy"], shares.max(), atol=1e-6)
+    there = np.count_nonzero(shares)
+    assert np.isclose(scores["one"]["miou"], shares.max() / there, atol=1e-6)
+
+
+def test_summary_has_mean_and_best_of_the_runs() -> None:
+    def result(match: str, other: str, shift: float) -> dict:
+        return {
+            "miou": 0.1 + shift,
+            "pixel_accuracy": 0.3,
+            "other": {"match": other, "miou": 0.4, "pixel_accuracy": 0.5 - shift},
+        } | {"match": match}
+
+    row = cluster_baselines.summary(
+        "x", [result("hungarian", "majority", shift) for shift in (0, 0.1)]
+    )
+    assert row["clusters"] == "x" and row["runs"] == 2
+    assert row["hungarian"]["miou"] == {"mean": 0.15, "best": 0.2}
+    assert row["majority"]["pixel_accuracy"] == {"mean": 0.45, "best": 0.5}
+    swapped = cluster_baselines.summary("x", [result("majority", "hungarian", 0)])
+    assert swapped["hungarian"]["miou"]["mean"] == 0.4
+    assert swapped["majority"]["miou"]["mean"] == 0.1
+
+
+def test_frames_are_spread_evenly() -> None:
+    pairs = [Pair(Path(f"{i}.png"), Path(f"{i}")) for i in range(101)]
+    found = [int(pair.image.stem) for pair in paper_figures.spread(pairs, 5)]
+    assert found == [10, 30, 50, 70, 90]
+    assert paper_figures.spread(pairs[:2], 5) == pairs[:2]
+
+
+def test_regions_are_drawn_in_their_mean_colour() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    regions = rng.integers(0, 4, (5, 7), dtype=np.int32)
+    found = paper_figures.mean_colours(image, regions)
+    for region in range(4):
+        mean = image[regions == region].mean(0).round()
+        assert (found[regions == region] == mean).all()
+
+
+def test_contours_are_dark_on_white() -> None:
+    contours = np.zeros((4, 6), np.float32)
+    contours[:, 3] = 1
+    picture = paper_figures.ink(contours)
+    assert picture.shape == (4, 6, 3) and picture.dtype == np.uint8
+    assert (picture[:, 3] == 0).all() and (picture[:, :2] == 255).all()
+
+
+def made_bsds(root: Path) -> Path:
+    """Three validation images of two shapes, each with one segmentation."""
+    for part in ("images", "groundTruth"):
+        (root / "val" / part).mkdir(parents=True)
+    rng = np.random.default_rng(1)
+    for number, shape in enumerate(((33, 49), (49, 33), (33, 49))):
+        image = cv2.resize(rng.integers(0, 256, (3, 4, 3), dtype=np.uint8), shape[::-1])
+        cv2.imwrite(str(root / "val" / "images" / f"{number}.png"), image)
+        cell = np.empty((1, 1), object)
+        cell[0, 0] = {"Segmentation": (image[..., 0] // 64 + 1).astype(np.uint16)}
+        scipy.io.savemat(root / "val" / "groundTruth" / f"{number}.mat", {"groundTruth": cell})
+    return root
+
+
+@pytest.fixture(scope="module")
+def paper_arguments(
+    tmp_path_factory: pytest.TempPathFactory, model_factory: Callable[..., Path]
+) -> list[str]:
+    """The command line for small data and models, but for --out."""
+    data = tmp_path_factory.mktemp("paper")
+    made_camvid(data / "camvid")
+    made_bsds(data / "bsds500")
+    unet = model_factory(name="u", classes=11)
+    wnet = model_factory(name="w", classes=9, task="clusters")
+    return ["--data", str(data), "--unet", str(unet), "--wnet", str(wnet)]
+
+
+def test_the_papers_figures(
+    paper_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The tiny model was not exported from this checkpoint.
+    monkeypatch.setattr(paper_figures, "SAME", 0.0)
+    checkpoint = made_checkpoint(tmp_path / "w.ckpt")
+    words = [*paper_arguments, "--checkpoint", str(checkpoint), "--out", str(tmp_path)]
+    assert paper_figures.main(words) == 0
+    for number in (1, 2, 3, 4):
+        picture = cv2.imread(str(tmp_path / f"paper_figure_{number}.png"))
+        assert picture is not None and picture.std() > 10
+    found = json.loads((tmp_path / "paper_figures.json").read_text())
+    assert found.keys() == {"machine", "commit", "results"}
+    results = found["results"]
+    assert results["models"]["wnet"] == {"name": "w", "data": "none"}
+    assert results["figures"]["figure 3"]["frames"] == ["0", "1", "2"]
+    assert len(results["figures"]["figure 3"]["psnr_db"]) == 3
+    assert results["figures"]["figure 4"]["frames"] == ["0", "2"]  # of the commonest shape
+    assert results["camvid_val"]["wnet"]["matching"]["0"] == "sky"
+    rows = results["camvid_val"]["clusters"]
+    assert [row["runs"] for row in rows] == [1, *[cluster_baselines.SEEDS] * (len(rows) - 1)]
+    assert [row["clusters"].split(",")[0] for row in rows[:2]] == ["W-Net", "k-means"]
+    assert rows[-1]["clusters"] == "random"
+    # Labels by brightness: the tiny models follow it, chance does not.
+    assert rows[0]["majority"]["miou"]["mean"] > 2 * rows[-1]["majority"]["miou"]["best"]
+    page = (tmp_path / "paper_figures.md").read_text()
+    for name in (
+        "U-Net: u (none)",
+        "| class 8 |",
+        "| random |",
+        "| W-Net + CRF + merging |",
+        "0.59 / 0.64",
+    ):
+        assert name in page
+    assert "paper_figure_3.png" in page
+
+
+def made_checkpoint(path: Path) -> Path:
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(WNetSystem(width=0.05, size=(32, 48)))
+    trainer.save_checkpoint(path)
+    return path
+
+
+def test_the_papers_figures_without_decoder_from_scores_on_file(
+    paper_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure = {"ods": 0.5, "ois": 0.625, "level": 0.5}
+    scores = dict.fromkeys(("plain", "crf", "merged"), dict.fromkeys(("covering", "pri"), measure))
+    scores = {kind: {**scores[kind], "vi": measure} for kind in scores}
+    path = tmp_path / "regions.json"
+    path.write_text(json.dumps({"model": "w", "images": 3, **scores}))
+    words = [*paper_arguments, "--regions", str(path), "--out", str(tmp_path)]
+    assert paper_figures.main(words) == 0
+    assert "figure 3 and the reconstructions of figure 4 are left out" in capsys.readouterr().out
+    assert not (tmp_path / "paper_figure_3.png").exists()
+    page = (tmp_path / "paper_figures.md").read_text()
+    assert "| W-Net + CRF | 0.500 / 0.625 |" in page and "figure_3" not in page
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[]", "not what `python -m training.evaluate regions --json` writes"),
+        ('{"model": "v", "images": 3, "plain": 0, "crf": 0, "merged": 0}', "scores of v"),
+        ('{"model": "w", "images": 4, "plain": 0, "crf": 0, "merged": 0}', "on 4 images"),
+    ],
+)
+def test_scores_of_something_else_are_refused(
+    paper_arguments: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+    said: str,
+) -> None:
+    path = tmp_path / "regions.json"
+    path.write_text(text)
+    words = [*paper_arguments, "--regions", str(path), "--out", str(tmp_path)]
+    assert paper_figures.main(words) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_model_is_refused(
+    paper_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path, said in (
+        (made_checkpoint(tmp_path / "w.ckpt"), "give the checkpoint that this model was exported"),
+        (tmp_path / "none.ckpt", "no checkpoint of this version"),
+    ):
+        words = [*paper_arguments, "--checkpoint", str(path), "--out", str(tmp_path)]
+        assert paper_figures.main(words) == 1
+        assert said in capsys.readouterr().err

@@ -155,5 +155,5 @@ def test_what_does_not_fit_is_refused(given, message):
 
 def test_a_missing_library_is_named_with_the_way_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
-    with pytest.raises(ImportError, match=r"pip install ctxseg_ros\[refine\]"):
+    with pytest.raises(ImportError, match=r"pip install 'ctxseg_ros\[refine\]'"):
         refine(IMAGE, PLANE, PLANE, 2)

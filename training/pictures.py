@@ -16,11 +16,12 @@ from torch import Tensor
 
 
 def cluster_colours(count: int) -> NDArray[np.uint8]:
-    """Colours [count, 3], RGB, that are easy to tell apart."""
-    name = "tab10" if count <= 10 else "tab20" if count <= 20 else "gist_rainbow"
-    table = matplotlib.colormaps[name]
-    places = np.arange(count) if count <= 20 else np.linspace(0, 1, count)
-    return (255 * table(places)[:, :3]).round().astype(np.uint8)
+    """Colours [count, 3], RGB, that are easy to tell apart, and from grey roads and skies."""
+    table = matplotlib.colormaps["tab10" if count <= 9 else "tab20" if count <= 18 else "hsv"]
+    colours = (255 * table(np.linspace(0, 1, count if table.N > 20 else table.N))[:, :3]).round()
+    if table.N <= 20:
+        colours = colours[np.ptp(colours, axis=1) > 0]
+    return colours[:count].astype(np.uint8)
 
 
 def wnet_sheet(images: Tensor, probabilities: Tensor, reconstruction: Tensor) -> NDArray[np.uint8]:

@@ -72,6 +72,11 @@ def test_a_cameras_sentence_names_what_needs_somebody(
         (OK, "configure and activate", {"state": "unconfigured"}),
         (OK, "activate the node", {"state": "inactive"}),
         (ERROR, "in work for 31 s: the device seems to hang", {"busy_s": 31.0}),
+        (
+            ERROR,
+            "to hang; set refinement to none if that takes so long, else restart the node",
+            {"busy_s": 31.0, "refines": True},
+        ),
         (OK, "fine", {"busy_s": 3.0}),
         (ERROR, "failed on cuda", {"trouble": "failed on cuda", "broken": True}),
         (WARN, "on cpu: mend the device", {"trouble": "failed on cuda; it runs on cpu"}),

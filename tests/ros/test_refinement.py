@@ -44,7 +44,8 @@ def plane(message: Image) -> np.ndarray:
 def test_refined_labels_come_out_and_may_be_switched_while_running(
     graph: Any, model_factory: Callable[..., Path], wait: Any, image_message: Any
 ) -> None:
-    graph.start("segment_node", model=model_factory(), device="cpu", refinement="crf")
+    model = model_factory(task="clusters")
+    graph.start("segment_node", model=model, device="cpu", refinement="crf")
     graph.wait_for_state("active")
     found = [graph.collect(Image, f"/segment/{name}") for name in ("labels", "confidence")]
     images = graph.publisher(Image, "image")
@@ -74,7 +75,7 @@ def test_refined_labels_come_out_and_may_be_switched_while_running(
     assert len({item.labels.tobytes() for item in (plain, crf, *merged)}) == 4
     expect(crf)
     wait(lambda: float(graph.values()["refine_p50_ms"]) > 1)
-    assert graph.values()["refinement"] == "crf"
+    assert graph.values()["refinement"] == "crf" and graph.values()["task"] == "clusters"
     for level, expected in zip((0.0, 1.0), merged, strict=True):
         assert graph.set("merge_level", level)[0]
         assert graph.set("refinement", "merge")[0]
