@@ -20,7 +20,7 @@ from training.evaluate import count_pixels, matched_scores
 from training.matching import MATCHES
 
 #: CIELAB units that lie between opposite sides of a frame.
-POSITIONS = (0, 25, 50, 100, 200)
+POSITIONS = (0, 25, 50, 100, 200, 400)
 SEEDS = 5
 #: Pixels that are taken from each training frame.
 PIXELS = 400

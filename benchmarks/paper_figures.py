@@ -42,7 +42,7 @@ from training.data.bsds import bsds_pairs
 from training.data.camvid import CLASSES, VOID, camvid_pairs, read_camvid
 from training.data.files import DataError, read_image
 from training.data.pairs import Pair
-from training.evaluate import _fitting, evaluate_labels, evaluate_regions
+from training.evaluate import evaluate_labels, evaluate_regions, fitting_size
 from training.export import ExportError, agreement, load_system, network_labels
 from training.systems.wnet import WNetSystem
 
@@ -58,6 +58,8 @@ PUBLISHED = {
     "W-Net + ucm, published (test)": ((0.59, 0.64), (0.82, 0.85), (1.67, 1.47)),
     "human, published (test)": ((0.72,), (0.88,), (1.17,)),
 }
+
+_KEYS = 6  # side by side in a legend
 
 Picture = NDArray[np.uint8]  # [H, W, 3], RGB
 Colours = Mapping[str, tuple[int, int, int]]
@@ -146,7 +148,8 @@ def draw(
     """Rows of pictures beside their names, under the columns' titles, each `width` inches wide."""
     height, across = next(iter(rows.values()))[0].shape[:2]
     legend = legend or {}
-    size = (width * len(columns), width * height / across * len(rows) + 0.4 + 0.1 * len(legend))
+    texts = 0.5 + 0.2 * -(-len(legend) // _KEYS)  # inches: titles, and lines of the legend
+    size = (width * len(columns) + 0.25, width * height / across * len(rows) + texts)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
     for axes, (name, pictures) in zip(grid, rows.items(), strict=True):
@@ -164,7 +167,7 @@ def draw(
             for name, colour in legend.items()
         ]
         figure.legend(
-            handles=patches, loc="outside lower center", ncols=6, frameon=False, fontsize=9
+            handles=patches, loc="outside lower center", ncols=_KEYS, frameon=False, fontsize=9
         )
     figure.savefig(path, dpi=100)
 
@@ -413,7 +416,7 @@ def bsds(
     val = bsds_pairs(data / "bsds500", "val")
     regions = read_regions(scored, wnet, len(val)) if scored else evaluate_regions(wnet, val)
     chosen = spread(of_one_shape(val))
-    size = _fitting(wnet, read_image(chosen[0].image).shape[:2])
+    size = fitting_size(wnet, read_image(chosen[0].image).shape[:2])
     frames = predict(wnet, chosen, size)
     level = regions["merged"]["covering"]["level"]
     figure_4(out / "paper_figure_4.png", wnet, frames, level, decoder, size)

@@ -204,7 +204,7 @@ def evaluate_regions(
     check_pairs(pairs)
     by_size: dict[tuple[int, int], list[Pair]] = defaultdict(list)
     for pair in pairs:
-        by_size[size or _fitting(info, read_image(pair.image).shape[:2])].append(pair)
+        by_size[size or fitting_size(info, read_image(pair.image).shape[:2])].append(pair)
     queue = [(used, pair) for used, group in by_size.items() for pair in group]
     scores: dict[str, list[ImageScores]] = {"plain": [], "crf": [], "merged": []}
     segmenter: FrameSegmenter | None = None
@@ -227,7 +227,8 @@ def evaluate_regions(
     }
 
 
-def _fitting(info: ModelInfo, shape: tuple[int, int]) -> tuple[int, int]:
+def fitting_size(info: ModelInfo, shape: tuple[int, int]) -> tuple[int, int]:
+    """The (height, width) that the model takes and that is nearest to an image's ``shape``."""
     if info.fixed_size is not None:
         return info.fixed_size
     height, width = (max(round(side / info.stride), 1) * info.stride for side in shape)
