@@ -58,7 +58,7 @@ demo: $(DEMO_READY)
 	  --model "$(MODEL)" $(if $(DEVICE),--device "$(DEVICE)") --out demo_out
 
 test: lint
-	$(VENV)/bin/python -m pytest -q
+	$(VENV)/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(TEST_READY)
 	$(VENV)/bin/ruff check .
