@@ -70,10 +70,10 @@ setup(
         # torch and torchvision as the pair that PyPI serves: beside a CPU-only torch, PyPI's
         # torchvision makes `import timm` fail.
         "train": [
-            "torch>=2.4",
-            "torchvision>=0.19",
+            "torch>=2.6",
+            "torchvision>=0.21",
             "timm>=1.0.9",
-            "lightning>=2.4",
+            "lightning>=2.6",
             "jsonargparse[signatures]>=4.32",
             "torchmetrics>=1.4",
             "tensorboard>=2.17",

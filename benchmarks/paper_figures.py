@@ -3,10 +3,11 @@
 
 python benchmarks/paper_figures.py [--checkpoint W-NET.ckpt] [--regions REGIONS.json]
 
-Figure 1, U-Net, and figure 2, W-Net, on the same frames of CamVid val; figure 3, what W-Net's
-decoder paints; figure 4, W-Net on natural images (BSDS500 val). Tables: U-Net and W-Net on CamVid
-val, W-Net beside k-means and random clusters, W-Net's regions on BSDS500 val beside the published
-ones. The frames are spread evenly over their set, and nobody chose among them.
+Figure 1, U-Net against W-Net, and figure 2, W-Net and the CRF, on the same frames of CamVid val;
+figure 3, what W-Net's decoder paints; figure 4, W-Net on natural images (BSDS500 val). Tables:
+U-Net and W-Net on CamVid val, W-Net beside k-means and random clusters, W-Net's regions on BSDS500
+val beside the published ones. The frames are spread evenly over their set, and nobody chose among
+them.
 """
 
 import argparse
@@ -172,14 +173,23 @@ def draw(
     figure.savefig(path, dpi=100)
 
 
-def figure_1(path: Path, info: ModelInfo, frames: Sequence[Frame], pairs: Sequence[Pair]) -> None:
-    """U-Net: image, truth, labels."""
+def figure_1(
+    path: Path,
+    unet: ModelInfo,
+    labelled: Sequence[Frame],
+    pairs: Sequence[Pair],
+    wnet: ModelInfo,
+    clustered: Sequence[Frame],
+) -> None:
+    """U-Net against W-Net on the same frames: image, truth, U-Net's labels, W-Net's clusters."""
     rows = {}
-    for frame, pair in zip(frames, pairs, strict=True):
-        truth = render.colour_map(read_camvid(pair.label), info.colours)
-        rows[frame.name] = (frame.image, truth, _labels(info, frame))
-    legend = {item.name: item.colour for item in info.classes} | {"void": (0, 0, 0)}
-    draw(path, "U-Net on CamVid val", ("image", "truth", "U-Net"), rows, legend)
+    for frame, pair, clusters in zip(labelled, pairs, clustered, strict=True):
+        truth = render.colour_map(read_camvid(pair.label), unet.colours)
+        shown = (frame.image, truth, _labels(unet, frame), _labels(wnet, clusters))
+        rows[frame.name] = shown
+    legend = {item.name: item.colour for item in unet.classes} | {"void": (0, 0, 0)}
+    columns = ("image", "truth", "U-Net, with labels", "W-Net, without (colours: figure 2)")
+    draw(path, "U-Net and W-Net on CamVid val", columns, rows, legend)
 
 
 def figure_2(
@@ -390,7 +400,8 @@ def camvid(
     matched = by_class_name(evaluate_labels(wnet, val, VOID, match="hungarian"))
     chosen = spread(val)
     frames = predict(wnet, chosen, None)
-    figure_1(out / "paper_figure_1.png", unet, predict(unet, chosen, None), chosen)
+    labelled = predict(unet, chosen, None)
+    figure_1(out / "paper_figure_1.png", unet, labelled, chosen, wnet, frames)
     figure_2(out / "paper_figure_2.png", wnet, frames, matched["other"]["matching"])
     names = [frame.name for frame in frames]
     figures: dict[str, Any] = {

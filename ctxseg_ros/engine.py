@@ -18,7 +18,7 @@ from ctxseg_ros.label_groups import LabelGroups, read_label_groups
 from ctxseg_ros.model_file import ClassInfo, ModelInfo, colour_table, format_size
 from ctxseg_ros.pipeline import at_frame_size
 from ctxseg_ros.prediction import UNLABELLED, Prediction
-from ctxseg_ros.refinement import NONE, Refiner
+from ctxseg_ros.refinement import NONE, RefinementFailed, Refiner
 from ctxseg_ros.runtimes import Runtime, open_runtime
 from ctxseg_ros.runtimes.base import fastest_ms, pattern_image
 
@@ -214,7 +214,10 @@ def _refine_ms(refiner: Refiner | None, sizes: Sequence[tuple[int, int]]) -> tup
     prediction = Prediction(labels, np.full_like(labels, 200))
     for _ in range(2):  # the first run warms up
         start = time.perf_counter()
-        refiner(pattern_image((height, width)), prediction, 0.5)
+        try:
+            refiner(pattern_image((height, width)), prediction, 0.5)
+        except RefinementFailed as error:
+            raise ValueError(str(error)) from error
         took_ms = (time.perf_counter() - start) * 1e3
     return tuple(took_ms * size[0] * size[1] / (height * width) for size in sizes)
 

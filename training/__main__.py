@@ -7,6 +7,7 @@ A run continues from a checkpoint with ``--ckpt_path runs/NAME/checkpoints/last.
 
 from __future__ import annotations
 
+import pickle
 import sys
 
 import lightning as L
@@ -16,10 +17,17 @@ from training.data.pairs import DataError
 from training.systems.labelled import TrainingDiverged
 
 
+class CLI(LightningCLI):
+    """LightningCLI that never unpickles a checkpoint, wherever it comes from."""
+
+    def before_instantiate_classes(self) -> None:
+        self.config[self.subcommand].weights_only = True
+
+
 def main(args: list[str] | None = None) -> int:
     """Run LightningCLI. Returns 1, after one clear line, where the data or the loss is at fault."""
     try:
-        LightningCLI(
+        CLI(
             L.LightningModule,
             L.LightningDataModule,
             subclass_mode_model=True,
@@ -31,6 +39,11 @@ def main(args: list[str] | None = None) -> int:
         )
     except (DataError, TrainingDiverged, FileNotFoundError) as error:
         print(f"training: {error}", file=sys.stderr)
+        return 1
+    except pickle.UnpicklingError as error:
+        print(
+            f"training: the checkpoint of --ckpt_path is damaged or none: {error}", file=sys.stderr
+        )
         return 1
     return 0
 

@@ -332,14 +332,18 @@ def main() -> int:
     try:
         if args.json and not args.json.absolute().parent.is_dir():
             raise DataError(f"{args.json}: its folder does not exist")
+        if args.json:
+            args.json.touch()  # that it cannot be written is better known before the minutes
         table, row = args.run(args)
-    except (DataError, ModelFileError, RuntimeUnavailable, ValueError) as error:
+        Console().print(table)
+        if args.json:
+            report = {**row, "machine": describe(), "commit": commit()}
+            args.json.write_text(json.dumps(report, indent=1) + "\n")
+    except (DataError, ModelFileError, RuntimeUnavailable, ValueError, OSError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 1
-    Console().print(table)
-    if args.json:
-        report = {**row, "machine": describe(), "commit": commit()}
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -181,6 +181,8 @@ def export(
     ignore: int | None = None,
     data: str | None = None,
     terms: str | None = None,
+    topic: str | None = None,
+    stride: int = 1,
 ) -> dict[str, Any]:
     """Write the model file and return its ``ctxseg.source``.
 
@@ -193,6 +195,8 @@ def export(
             None leaves the scores out.
         ignore: id of the truth that does not count.
         data, terms: what taught the model, and the terms of that data; None: as the run says.
+        topic: of the images in bags; None where a bag has only one.
+        stride: decode every stride-th of the frames only; 20 are used, evenly over those.
 
     Raises:
         ExportError: the file's labels differ from the network's on more than 0.1 % of pixels.
@@ -200,7 +204,7 @@ def export(
     """
     system, run = load_system(checkpoint)
     size = tuple(system.hparams.size)
-    images = open_frames(frames)
+    images = open_frames(frames, topic, stride)
     pictures = [
         cv2.resize(images[i], size[::-1], interpolation=cv2.INTER_AREA)
         for i in _spread(len(images), FRAMES)
@@ -277,6 +281,8 @@ def main() -> int:
         default=data / "images",
         help="real frames to check on: folder, video or bag (%(default)s)",
     )
+    parser.add_argument("--topic", help="of the images in bags")
+    parser.add_argument("--stride", type=int, default=1, help="take every n-th frame")
     parser.add_argument(
         "--labels", type=Path, help="their labels, to write scores into the file (default: none)"
     )
@@ -296,6 +302,8 @@ def main() -> int:
             args.ignore,
             args.data,
             args.terms,
+            args.topic,
+            args.stride,
         )
     except (ExportError, DataError, ModelFileError, RuntimeUnavailable) as error:
         print(f"export: {error}", file=sys.stderr)

@@ -17,11 +17,15 @@ from torch import Tensor
 
 def cluster_colours(count: int) -> NDArray[np.uint8]:
     """Colours [count, 3], RGB, that are easy to tell apart, and from grey roads and skies."""
-    table = matplotlib.colormaps["tab10" if count <= 9 else "tab20" if count <= 18 else "hsv"]
-    colours = (255 * table(np.linspace(0, 1, count if table.N > 20 else table.N))[:, :3]).round()
-    if table.N <= 20:
-        colours = colours[np.ptp(colours, axis=1) > 0]
-    return colours[:count].astype(np.uint8)
+    if count > 18:
+        return _bytes(matplotlib.colormaps["hsv"](np.linspace(0, 1, count, endpoint=False)))
+    table = matplotlib.colormaps["tab10" if count <= 9 else "tab20"]
+    colours = _bytes(table(np.arange(table.N)))
+    return colours[np.ptp(colours, axis=1) > 0][:count]
+
+
+def _bytes(colours: NDArray[np.float64]) -> NDArray[np.uint8]:
+    return (255 * colours[:, :3]).round().astype(np.uint8)
 
 
 def wnet_sheet(images: Tensor, probabilities: Tensor, reconstruction: Tensor) -> NDArray[np.uint8]:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from training.__main__ import main
 from training.data.camvid import VOID, camvid_pairs
 from training.data.pairs import IGNORE, read_image, read_label
 from training.systems.segmenter import SegmenterSystem
@@ -144,6 +145,29 @@ def test_bad_labels_stop_before_training(config, small_camvid, tmp_path):
     assert process.returncode == 1
     assert "003.png: ids [99] are outside the 11 classes" in output
     assert not (tmp_path / "bad" / "log" / "version_0" / "metrics.csv").exists()
+
+
+def test_unet_trains_on_stanford_background(street_frames, tmp_path, capfd):
+    root = tmp_path / "iccv09Data"
+    for part in ("images", "labels"):
+        (root / part).mkdir(parents=True)
+    for i in range(11):
+        frame = street_frames[i % 6][:60, 10 * i : 10 * i + 80]
+        cv2.imwrite(str(root / "images" / f"{i:07}.jpg"), frame[..., ::-1])
+        regions = frame[..., 1].astype(int) // 29 - 1
+        np.savetxt(root / "labels" / f"{i:07}.regions.txt", regions, "%d")
+    options = {
+        "config": ROOT / "training" / "configs" / "unet_stanford.yaml",
+        "model.width": 0.0625,
+        "data.root": root,
+        "data.size": "[48, 64]",
+        "data.workers": 0,
+        "data.batch_size": 2,
+        "trainer.accelerator": "cpu",
+        "trainer.fast_dev_run": 1,
+    }
+    assert main(["fit", *(f"--{key}={value}" for key, value in options.items())]) == 0
+    assert "val/miou" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

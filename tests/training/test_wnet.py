@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import lightning as L
@@ -23,6 +24,7 @@ from training.data.unlabelled import CroppedFrames, Frames
 from training.losses.soft_ncut import soft_ncut
 from training.networks.wnet import WNet
 from training.pictures import cluster_colours, wnet_sheet
+from training.systems.unet import UNetSystem
 from training.systems.wnet import WNetSystem
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -195,37 +197,111 @@ def test_training_lowers_both_losses_and_draws(command, tmp_path):
     assert cv2.imread(str(pictures[-1])).shape == (3 * 48, 8 * 64, 3)
 
 
+@pytest.mark.parametrize("limit", [{}, {"max_steps": 12}])
+def test_poly_rates_fall_to_the_end_of_the_run_and_no_sooner(small_camvid, limit):
+    rates = []
+
+    class Watched(WNetSystem):
+        def on_train_batch_start(self, batch, index):
+            super().on_train_batch_start(batch, index)
+            rates.append([group["lr"] for o in self.optimizers() for group in o.param_groups])
+
+    data = Frames(str(small_camvid / "train" / "images"), (48, 64), batch_size=4, workers=0)
+    trainer = quiet_trainer(max_epochs=4, **limit)
+    trainer.fit(Watched(clusters=3, width=0.0625, schedule="poly", **RATES), data)
+    batches = 6 if limit else 8  # max_steps counts the steps of both optimisers
+    assert len(rates) == batches
+    for batch, found in enumerate(rates):
+        factor = (1 - batch / batches) ** 0.9
+        encoder, decoder = RATES["lr_encoder"] * factor, RATES["lr_decoder"] * factor
+        assert found == pytest.approx([encoder, encoder, decoder])
+
+
+def quiet_trainer(**options) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        **options,
+    )
+
+
 def test_a_collapse_is_reported_while_training(small_camvid, tmp_path):
     system = WNetSystem(clusters=3, width=0.0625)
     with torch.no_grad():
         system.network.encoder.head.bias[1] = 100  # it wins at every pixel
     data = Frames(str(small_camvid / "train" / "images"), (48, 64), batch_size=4, workers=0)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        use_distributed_sampler=False,
-    )
+    trainer = quiet_trainer(max_epochs=1)
     with pytest.warns(UserWarning, match=r"collapse: cluster 1 holds 100.00% .* Lower lr_encoder"):
         trainer.fit(system, data)
 
 
-def test_no_collapse_where_two_clusters_share(monkeypatch):
+def test_no_collapse_where_two_clusters_share(recwarn):
+    seen = []
     system = WNetSystem(clusters=3, width=0.0625)
-    logged: dict[str, float] = {}
-    monkeypatch.setattr(system, "log", lambda name, value, **_: logged.update({name: float(value)}))
-    monkeypatch.setattr(system, "all_gather", lambda x: x)
+    system._trainer = SimpleNamespace(
+        loggers=[SimpleNamespace(log_metrics=lambda values, step: seen.append(values))],
+        global_step=7,
+    )
+    system.all_gather = lambda x: torch.stack([x, x])  # two processes
     system.use += torch.tensor([998, 2, 0])
     system.look_for_collapse()
-    assert logged == {
-        "train/clusters_in_use": 2.0,
-        "train/largest_cluster": pytest.approx(0.998),
-    }
+    assert seen == [{"train/clusters_in_use": 2.0, "train/largest_cluster": pytest.approx(0.998)}]
+    assert system.use.tolist() == [0, 0, 0]
+    assert not [w for w in recwarn if "collapse" in str(w.message)]
     system.use += torch.tensor([9999, 1, 0])
     with pytest.warns(UserWarning, match="collapse: cluster 0 holds 99.99%"):
         system.look_for_collapse()
+
+
+def test_processes_count_their_own_clusters(command, tmp_path):
+    """Over both processes all pixels of the epoch are counted, each once."""
+    script = tmp_path / "watched.py"
+    script.write_text(
+        "import sys\n"
+        "from training.__main__ import main\n"
+        "from training.systems.wnet import WNetSystem\n"
+        "look = WNetSystem.look_for_collapse\n"
+        "def watched(self):\n"
+        "    print('counted', int(self.all_gather(self.use).sum()))\n"
+        "    look(self)\n"
+        "WNetSystem.look_for_collapse = watched\n"
+        "sys.exit(main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script, *command("run", trainer__devices=2, trainer__max_epochs=1)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"counted {8 * 48 * 64}" in done.stdout
+
+
+def test_data_that_does_not_fit_the_system_is_refused(command, small_camvid, capsys):
+    arguments = command("run", data="training.data.module.CamVid")
+    arguments = [a for a in arguments if ".source" not in a] + [f"--data.root={small_camvid}"]
+    assert main(arguments) == 1
+    assert "W-Net trains on frames without labels, not on CamVid" in capsys.readouterr().err
+
+
+def test_damaged_checkpoints_are_refused(command, tmp_path, capsys):
+    (tmp_path / "no.ckpt").write_text("no checkpoint")
+    assert main([*command("run"), f"--ckpt_path={tmp_path / 'no.ckpt'}"]) == 1
+    assert "--ckpt_path is damaged or none" in capsys.readouterr().err
+
+
+def test_pure_bfloat16_trains(small_camvid):
+    data = Frames(str(small_camvid / "train" / "images"), (48, 64), batch_size=4, workers=0)
+    system = WNetSystem(clusters=3, width=0.0625)
+    quiet_trainer(max_epochs=1, precision="bf16-true").fit(system, data)
+    assert system.network.encoder.head.weight.dtype == torch.bfloat16
+    assert all(parameter.isfinite().all() for parameter in system.parameters())
 
 
 def test_nan_stops_with_step_and_batch(command, capsys):
@@ -261,9 +337,17 @@ def test_numbers_of_clusters_that_cannot_be(clusters):
         WNetSystem(clusters=clusters)
 
 
-@pytest.mark.parametrize("count", [2, 9, 20, 200])
-def test_cluster_colours_differ(count):
-    assert len({tuple(colour) for colour in cluster_colours(count).tolist()}) == count
+@pytest.mark.parametrize(("count", "least"), [(2, 60), (9, 60), (18, 19), (24, 30), (255, 2)])
+def test_cluster_colours_differ(count, least):
+    colours = cluster_colours(count).astype(int)
+    apart = np.abs(colours[:, None] - colours).max(2)
+    assert apart[~np.eye(count, dtype=bool)].min() >= least
+
+
+@pytest.mark.parametrize("system", [WNetSystem, UNetSystem])
+def test_sizes_that_no_model_file_can_have(system):
+    with pytest.raises(ValueError, match=r"multiples of 16; the nearest are \[96, 128\]"):
+        system(size=(100, 130))
 
 
 def test_sheet_shows_image_clusters_and_reconstruction():

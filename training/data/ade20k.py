@@ -103,7 +103,7 @@ CLASSES: tuple[tuple[str, tuple[int, int, int]], ...] = (
     ("awning", (0, 255, 61)),
     ("streetlight", (0, 71, 255)),
     ("booth", (255, 0, 204)),
-    ("television", (0, 255, 194)),
+    ("television receiver", (0, 255, 194)),
     ("airplane", (0, 255, 82)),
     ("dirt track", (0, 10, 255)),
     ("apparel", (0, 112, 255)),

@@ -44,18 +44,24 @@ def bag_images(
         path: a bag, see ``is_bag``. topic: None takes the only one that has images.
 
     Raises:
-        DataError: the bag cannot be read or was cut short; or it has no images, several topics of
-            them and none was chosen, or not the one that was; its topics are listed.
+        DataError: the bag cannot be read, was cut short, or holds fewer messages of the topic than
+            its metadata promises, which is known once all are read; or it has no images, several
+            topics of them and none was chosen, or not the one that was; its topics are listed.
     """
     with _readable(path), Reader(path) as reader:
         topic = _choose(path, reader.topics, topic)
         info = reader.topics[topic]
         messages = reader.messages(info.connections)
-        for number, (connection, _, data) in enumerate(
-            progress(messages, f"{path.name} {topic}", info.msgcount)
-        ):
-            if number % stride == 0:
-                yield topic, number, _types().deserialize_cdr(data, connection.msgtype)
+        seen = 0
+        for connection, _, data in progress(messages, f"{path.name} {topic}", info.msgcount):
+            if seen % stride == 0:
+                yield topic, seen, _types().deserialize_cdr(data, connection.msgtype)
+            seen += 1
+        if seen < info.msgcount:
+            raise DataError(
+                f"{path}: holds {seen or 'none'} of the {info.msgcount} messages on {topic} that "
+                f"its metadata promises. Copy it again; to go on with what is left, {_mend(path)}"
+            )
 
 
 @cache
@@ -74,11 +80,15 @@ def _readable(path: Path) -> Iterator[None]:
     # struct's, TypeError.
     except Exception as error:
         broken = _broken(path)
-        mend = _MEND["" if broken.is_dir() else broken.suffix].format(broken)
         cause = " ".join(str(error).split())
         raise DataError(
-            f"{broken}: cannot be read as a ROS 2 bag ({cause}). If it was cut short, try {mend}"
+            f"{broken}: cannot be read as a ROS 2 bag ({cause}). If it was cut short, try "
+            f"{_mend(broken)}"
         ) from error
+
+
+def _mend(path: Path) -> str:
+    return _MEND["" if path.is_dir() else path.suffix].format(path)
 
 
 def _broken(path: Path) -> Path:
@@ -111,7 +121,7 @@ def _choose(path: Path, topics: dict[str, Any], topic: str | None) -> str:
         raise DataError(f"{path}: no images on topic {topic}. Its topics:{listed}")
     if len(images) > 1:
         raise DataError(
-            f"{path}: images on {len(images)} topics: choose one with `topic`, on the command line "
-            f"--data.topic NAME. Its topics:{listed}"
+            f"{path}: images on {len(images)} topics: choose one with --topic NAME (training: "
+            f"--data.topic NAME). Its topics:{listed}"
         )
     return images[0]

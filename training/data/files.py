@@ -91,6 +91,31 @@ def image_files(folder: Path) -> dict[str, Path]:
     return found
 
 
+def decoded(path: Path, flags: int) -> np.ndarray:
+    """The pixels of an image file as OpenCV decodes it with ``flags`` (``cv2.IMREAD_...``).
+
+    Not detected: damage in the middle of a JPEG, which has no checksums; decoders show it as
+    smeared or shifted blocks, often without a warning. A PNG has checksums, and they are checked.
+
+    Raises:
+        DataError: the file is missing, no image, too large (more than 2**30 pixels), or cut short;
+            a JPEG without its end marker counts as cut short, whatever is missing before it.
+    """
+    try:
+        data = path.read_bytes()
+        stated_size(data)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read as an image ({error.strerror})") from error
+    except BadImage as error:
+        raise DataError(f"{path}: {error.cause}; copy it again or remove it") from error
+    except cv2.error as error:  # such as a header that asks for more pixels than OpenCV allows
+        raise DataError(f"{path}: cannot be read as an image ({error.err})") from error
+    if image is None:
+        raise DataError(f"{path}: cannot be read as an image")
+    return image
+
+
 def read_image(path: Path) -> np.ndarray:
     """An image file as uint8 [H, W, 3], RGB.
 
@@ -98,20 +123,10 @@ def read_image(path: Path) -> np.ndarray:
     orientation is applied.
 
     Raises:
-        DataError: the file is missing, unreadable, cut short, or of floating-point numbers.
+        DataError: see ``decoded``; or it is of floating-point numbers.
     """
-    try:
-        data = path.read_bytes()
-        stated_size(data)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read as an image ({error.strerror})") from error
-    except BadImage as error:
-        raise DataError(f"{path}: {error.cause}; copy it again or remove it") from error
     # OpenCV alone would turn 16 bits into 8 by dropping the lower ones.
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
-    if image is None:
-        raise DataError(f"{path}: cannot be read as an image")
+    image = decoded(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if image.dtype == np.uint16:
         image = cv2.convertScaleAbs(image, alpha=255 / 65535)
     if image.dtype != np.uint8:

@@ -32,6 +32,9 @@ MOST_KEPT = 4 * 2**30
 
 _JPEG_QUALITY = 95
 
+#: A path, or several.
+Source = str | Path | Sequence[str | Path]
+
 
 @dataclass(frozen=True)
 class _Frame:
@@ -76,9 +79,7 @@ class FrameList(Sequence[np.ndarray]):
         return self._frames[index].read()
 
 
-def open_frames(
-    source: str | Path | Sequence[str | Path], topic: str | None = None, stride: int = 1
-) -> FrameList:
+def open_frames(source: Source, topic: str | None = None, stride: int = 1) -> FrameList:
     """Every ``stride``-th frame of one or more sources, each decoded once and checked.
 
     Args:
@@ -93,10 +94,9 @@ def open_frames(
     """
     if stride < 1:
         raise DataError(f"stride is {stride}: it must be 1 or more")
-    sources = [source] if isinstance(source, str | Path) else source
-    files = [found for entry in sources for found in _files(Path(entry))]
-    if topic is not None and not any(is_bag(path) for path in files):
-        raise DataError(f"topic {topic} was given, but there is no bag in {_listed(sources)}")
+    files = _files(source)
+    if topic is not None and not any(map(is_bag, files)):
+        raise DataError(f"topic {topic} was given, but there is no bag in {_listed(source)}")
     images = [path for path in files if not is_bag(path) and not _is_video(path)]
     frames: list[_Frame] = []
     wrong: list[str] = []
@@ -126,6 +126,15 @@ def open_frames(
     return FrameList(frames, left_out)
 
 
+def holds_bag(source: Source) -> bool:
+    """Whether there is a ROS 2 bag among one or more sources, see ``open_frames``.
+
+    Raises:
+        DataError: nothing is there, or nothing that is known by its suffix.
+    """
+    return any(map(is_bag, _files(source)))
+
+
 class _TooMuch(DataError):
     """More frames than memory should hold; no file is at fault."""
 
@@ -134,8 +143,12 @@ def _is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 
-def _listed(sources: Sequence[str | Path]) -> str:
-    return ", ".join(map(str, sources))
+def _entries(source: Source) -> Sequence[str | Path]:
+    return [source] if isinstance(source, str | Path) else source
+
+
+def _listed(source: Source) -> str:
+    return ", ".join(map(str, _entries(source)))
 
 
 def _is_source(path: Path) -> bool:
@@ -144,8 +157,12 @@ def _is_source(path: Path) -> bool:
     )
 
 
-def _files(path: Path) -> list[Path]:
-    """Images, videos and bags at or below a path, sorted."""
+def _files(source: Source) -> list[Path]:
+    """Images, videos and bags at or below each path, sorted there."""
+    return [found for entry in _entries(source) for found in _found(Path(entry))]
+
+
+def _found(path: Path) -> list[Path]:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     if _is_source(path):
@@ -191,8 +208,8 @@ def _kept(encoded: Iterator[tuple[str, bytes, np.ndarray]], path: Path, room: in
         if room < 0:
             raise _TooMuch(
                 f"{path}: with its frame {len(frames)} more than {MOST_KEPT / 2**30:.0f} GiB of "
-                "frames would be kept in memory: take fewer with a greater `stride`, or write "
-                "them into a folder as images"
+                "frames would be kept in memory: take fewer with --stride N (training: "
+                "--data.stride N), or write them into a folder as images"
             )
         frames.append(_checked(name, data, pixels))
     return frames

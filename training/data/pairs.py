@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from training.data.files import BrokenFiles, DataError, each_file, image_files, read_image
+from training.data.files import BrokenFiles, DataError, decoded, each_file, image_files, read_image
 
 #: The label of pixels that neither train nor score, everywhere after the files were read.
 IGNORE = 255
@@ -76,11 +76,9 @@ def read_ids(path: Path) -> np.ndarray:
     """A label image as uint8 [H, W], as it is.
 
     Raises:
-        DataError: unreadable, or not one 8-bit channel.
+        DataError: unreadable, see ``decoded``, or not one 8-bit channel.
     """
-    label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if label is None:
-        raise DataError(f"{path}: cannot be read as an image")
+    label = decoded(path, cv2.IMREAD_UNCHANGED)
     if label.ndim != 2 or label.dtype != np.uint8:
         raise DataError(
             f"{path}: labels must be one 8-bit channel, not {label.dtype} {list(label.shape)}"

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ctxseg_ros.resize import resized
 from training.data.files import DataError
-from training.data.frames import FrameList, open_frames
+from training.data.frames import FrameList, holds_bag, open_frames
 from training.data.module import train_loader
 
 #: images uint8 [B, 3, H, W], names
@@ -97,8 +96,9 @@ class Frames(L.LightningDataModule):
         source: see ``training.data.frames.open_frames``; or several.
         size: (height, width) that the network sees. A smaller frame is enlarged.
         batch_size: frames of a batch over all processes.
-        topic: of the images in bags; may be left out where a bag has only one.
-        stride: take every stride-th frame.
+        topic: of the images in bags, also in those of ``val_source``; may be left out where a bag
+            has only one.
+        stride: take every stride-th training frame.
         val_source: where the frames to look at are from; None: the training frames.
         scale: range of the random scale. At 1 the part is the largest that fits into the frame,
             whatever its resolution; at 2 it has half that height and width. At least 1.
@@ -122,7 +122,7 @@ class Frames(L.LightningDataModule):
         self.source, self.val_source = source, val_source
         self.size, self.batch_size, self.workers, self.seed = tuple(size), batch_size, workers, seed
         self.scale = tuple(scale)
-        self.open = partial(open_frames, topic=topic, stride=stride)
+        self.topic, self.stride = topic, stride
         self.train: FrameList | None = None
         self.val: FrameList | None = None
         if not 1 <= self.scale[0] <= self.scale[1]:
@@ -131,10 +131,14 @@ class Frames(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read and check every file. Raises DataError before training starts."""
         if self.train is None and (stage == "fit" or self.val_source is None):
-            self.train = self.open(self.source)
+            self.train = open_frames(self.source, self.topic, self.stride)
             self._warn(self.train)
         if self.val is None:
-            self.val = self.open(self.val_source) if self.val_source else self.train
+            self.val = self._open_val(self.val_source) if self.val_source else self.train
+
+    def _open_val(self, source: str | list[str]) -> FrameList:
+        # A topic that no bag can have would be refused.
+        return open_frames(source, self.topic if holds_bag(source) else None)
 
     def _warn(self, frames: FrameList) -> None:
         small = [

@@ -13,6 +13,16 @@ from torch import Tensor, nn
 WIDTHS = (64, 128, 256, 512, 1024)
 
 
+def check_size(size: tuple[int, int]) -> None:
+    """Raise ValueError unless a model file can have this (height, width)."""
+    if any(side < UNet.stride or side % UNet.stride for side in size):
+        height, width = (max(1, round(side / UNet.stride)) * UNet.stride for side in size)
+        raise ValueError(
+            f"size {list(size)}: the sides must be multiples of {UNet.stride}; "
+            f"the nearest are [{height}, {width}]"
+        )
+
+
 def _convolution(inputs: int, outputs: int, separable: bool) -> nn.Sequential:
     """A 3x3 convolution, ReLU and BatchNorm; separable: one filter a channel, then 1x1."""
     convolution: nn.Module = nn.Conv2d(inputs, outputs, 3, padding=1)

@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from ctxseg_ros.model_file import ClassInfo
 from training.data.files import DataError
 from training.data.label_sets import LABEL_SETS
-from training.data.module import Batch
+from training.data.module import Batch, LabelledFrames
 from training.data.pairs import IGNORE
 from training.losses.lovasz import lovasz_softmax
 from training.scores import Scores
@@ -70,7 +70,13 @@ class LabelledSystem(L.LightningModule):
         return decay_groups(self.network, self.hparams.lr, self.hparams.weight_decay)
 
     def on_fit_start(self) -> None:
-        data = self.trainer.datamodule.labels.name  # type: ignore[attr-defined]
+        frames = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(frames, LabelledFrames):
+            raise DataError(
+                f"{type(self).__name__} needs labels, and {type(frames).__name__} has none: set "
+                "--data training.data.module.CamVid, or another labelled set"
+            )
+        data = frames.labels.name
         if data != self.hparams.classes:
             raise DataError(
                 f"the network has the classes of {self.hparams.classes}, the labels are those of "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from training.graphs import UNetGraph
-from training.networks.unet import UNet
+from training.networks.unet import UNet, check_size
 from training.systems.labelled import LabelledSystem
 
 
@@ -50,6 +50,7 @@ class UNetSystem(LabelledSystem):
         seed: int = 0,
     ) -> None:
         super().__init__(classes)
+        check_size(size)
         self.save_hyperparameters()
         self.network = BytesUNet(UNet(3, len(self.class_names), width, dropout))
 

@@ -13,10 +13,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from ctxseg_ros.model_file import ClassInfo
-from training.data.unlabelled import UnlabelledBatch
+from training.data.files import DataError
+from training.data.unlabelled import Frames, UnlabelledBatch
 from training.graphs import UNetGraph
 from training.losses.gaussian_ncut import gaussian_ncut
 from training.losses.soft_ncut import soft_ncut
+from training.networks.unet import check_size
 from training.networks.wnet import WNet
 from training.pictures import cluster_colours, log_picture, wnet_sheet
 from training.systems.labelled import finite, poly
@@ -65,6 +67,7 @@ class WNetSystem(L.LightningModule):
         super().__init__()
         if not 2 <= clusters <= 255:
             raise ValueError(f"clusters must be 2 to 255, not {clusters}")
+        check_size(size)
         self.save_hyperparameters()
         # oneDNN's convolutions are a quarter faster with the channels last (two cores, width 0.5).
         self.network = WNet(clusters, width, dropout).to(memory_format=torch.channels_last)
@@ -73,9 +76,9 @@ class WNetSystem(L.LightningModule):
         )
         #: The frames that taught it, in words.
         self.data = "nothing yet"
-        #: Pixels that each cluster was the top one of, since the last look.
-        self.register_buffer("use", torch.zeros(clusters, dtype=torch.long), persistent=False)
-        self.use: Tensor
+        #: Pixels that each cluster was the top one of, since the last look. No buffer: DDP would
+        #: overwrite it with that of the first process.
+        self.use = torch.zeros(clusters, dtype=torch.long)
 
     def graph(self) -> nn.Module:
         """U_Enc as it is deployed, see ``training.graphs``."""
@@ -83,7 +86,11 @@ class WNetSystem(L.LightningModule):
 
     def logits(self, images: Tensor) -> Tensor:
         """Float [B, K, H, W] of images uint8 [B, 3, H, W]; the greatest is the cluster."""
-        return self.network.encoder(images.float() / 255)
+        return self.network.encoder(self.scaled(images))
+
+    def scaled(self, images: Tensor) -> Tensor:
+        """Images of 0-255 as the network takes them: its own type, 0-1."""
+        return images.to(self.network.encoder.head.weight.dtype) / 255
 
     def class_infos(self) -> list[ClassInfo]:
         """The clusters as the model file has them: numbers for names, colours far apart."""
@@ -102,7 +109,13 @@ class WNetSystem(L.LightningModule):
         self.data = checkpoint["data"]
 
     def on_fit_start(self) -> None:
-        self.data = self.trainer.datamodule.summary  # type: ignore[attr-defined]
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, Frames):
+            raise DataError(
+                f"W-Net trains on frames without labels, not on {type(data).__name__}: set "
+                "--data training.data.unlabelled.Frames"
+            )
+        self.data = data.summary
 
     def on_train_batch_start(self, batch: UnlabelledBatch, index: int) -> None:
         step = self.global_step * self.trainer.world_size + self.global_rank
@@ -116,7 +129,7 @@ class WNetSystem(L.LightningModule):
 
     def training_step(self, batch: UnlabelledBatch, index: int) -> None:
         images, names = batch
-        x = images.float() / 255
+        x = self.scaled(images)
         segment, paint = self.optimizers()  # type: ignore[misc]
 
         probabilities = self.network.segment(x)
@@ -138,18 +151,20 @@ class WNetSystem(L.LightningModule):
         self.log("train/soft_ncut", cut, prog_bar=True, sync_dist=True)
         self.log("train/reconstruction", error, prog_bar=True, sync_dist=True)
         top = probabilities.detach().argmax(1)
-        self.use += torch.bincount(top.flatten(), minlength=self.hparams.clusters)
+        self.use += torch.bincount(top.flatten(), minlength=self.hparams.clusters).cpu()
         if (index + 1) % LOOK_EVERY == 0 or index + 1 == self.trainer.num_training_batches:
             self.look_for_collapse()
 
     def look_for_collapse(self) -> None:
         """Log how many clusters were in use since the last look; warn if fewer than two were."""
-        use = self.all_gather(self.use).reshape(-1, self.hparams.clusters).sum(0).float()
+        use = self.all_gather(self.use.to(self.device)).reshape(-1, self.hparams.clusters).sum(0)
         self.use.zero_()
         share = use / use.sum()
         used = int((share >= IN_USE).sum())
-        self.log("train/clusters_in_use", float(used), prog_bar=True, sync_dist=False)
-        self.log("train/largest_cluster", share.max(), sync_dist=False)
+        # Lightning writes every few steps, and a look would seldom be one of them.
+        seen = {"train/clusters_in_use": float(used), "train/largest_cluster": float(share.max())}
+        for logger in self.loggers:
+            logger.log_metrics(seen, self.global_step)
         if used < 2:
             rank_zero_warn(
                 f"collapse: cluster {int(share.argmax())} holds {float(share.max()):.2%} of the "
@@ -160,7 +175,7 @@ class WNetSystem(L.LightningModule):
 
     def validation_step(self, batch: UnlabelledBatch, index: int) -> None:
         images, _ = batch
-        x = images.float() / 255
+        x = self.scaled(images)
         probabilities, reconstruction = self.network(x)
         self.log("val/soft_ncut", self.ncut(probabilities, images), sync_dist=True)
         self.log("val/reconstruction", F.mse_loss(reconstruction, x), sync_dist=True)
@@ -181,9 +196,10 @@ class WNetSystem(L.LightningModule):
         ]
         if h.schedule == "constant":
             return optimizers
-        # Lightning counts a step of either optimiser: two a batch.
-        steps = int(self.trainer.estimated_stepping_batches) // 2
+        batches = self.trainer.estimated_stepping_batches
+        if self.trainer.max_steps > 0:  # it counts the steps of both optimisers
+            batches = min(batches, max(1, self.trainer.max_steps // 2))
         return optimizers, [
-            torch.optim.lr_scheduler.LambdaLR(o, lambda step: poly(step / steps))
+            torch.optim.lr_scheduler.LambdaLR(o, lambda step: poly(step / batches))
             for o in optimizers
         ]
