@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+from training.data import __main__ as command
 from training.data.__main__ import main
 
 
@@ -67,6 +68,15 @@ def test_frames_are_summed_up(tmp_path, street_frames, capsys):
 def test_what_is_not_there(tmp_path, what, capsys):
     assert main([what, str(tmp_path / "nowhere")]) == 1
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_it_without_a_traceback(tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "open_frames", interrupted)
+    assert main(["frames", str(tmp_path)]) == 130
+    assert capsys.readouterr() == ("", "")
 
 
 def test_bsds(data_dir, tmp_path, capsys):

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image files of every kind become uint8 RGB, or are refused by name."""
 
+import struct
 import threading
+import zlib
 
 import cv2
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.data.files import BrokenFiles, DataError, each_file, image_files, read_image
+from training.data.pairs import read_ids
 
 
 def write(path, pixels):
@@ -55,6 +58,53 @@ def test_what_is_no_image_is_refused(tmp_path, data):
     (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(DataError, match=r"a\.png: "):
         read_image(tmp_path / "a.png")
+
+
+def huge_png():
+    """Whole by its checksums, with a header that asks for 100000x100000 pixels."""
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(bytes(100))),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+@pytest.mark.parametrize("read", [read_image, read_ids])
+def test_what_opencv_refuses_is_named(tmp_path, read):
+    (tmp_path / "a.png").write_bytes(huge_png())
+    with pytest.raises(DataError, match=r"a\.png: cannot be read as an image \(.*MAX_IMAGE_PIXELS"):
+        read(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
+def test_labels_that_were_cut_short_are_refused(tmp_path, street_frames, share):
+    path = write(tmp_path / "a.png", street_frames[0][..., 1])
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(DataError, match=r"a\.png: .*cut off; copy it again"):
+        read_ids(path)
+
+
+def test_a_png_damaged_in_its_middle_is_refused(tmp_path, street_frames):
+    path = write(tmp_path / "a.png", street_frames[0])
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.png: cannot be read"):
+        read_image(path)
+
+
+def test_a_jpeg_without_its_end_marker_is_refused(tmp_path, street_frames):
+    path = write(tmp_path / "a.jpg", street_frames[0])
+    data = path.read_bytes()
+    assert data[-2:] == b"\xff\xd9"
+    path.write_bytes(data[:-2])
+    with pytest.raises(DataError, match=r"a\.jpg: .*cut off; copy it again"):
+        read_image(path)
 
 
 def test_a_missing_file_and_floating_point_are_refused(tmp_path):

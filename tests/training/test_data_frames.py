@@ -2,8 +2,10 @@
 """Frames of images, videos and bags; bags are written in both storages, raw and compressed."""
 
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import cv2
 import numpy as np
@@ -162,7 +164,8 @@ def test_one_of_several_topics_must_be_chosen(tmp_path, small):
     with pytest.raises(DataError) as caught:
         open_frames(path)
     message = str(caught.value)
-    assert f"{path}: images on 2 topics" in message and "--data.topic" in message
+    assert f"{path}: images on 2 topics" in message
+    assert "choose one with --topic NAME (training: --data.topic NAME)" in message
     assert f"/left  {IMAGE}, 1 messages" in message
     assert f"/right  {COMPRESSED}, 1 messages" in message
     assert same_picture(open_frames(path, topic="/right")[0], small[1], 8)
@@ -210,6 +213,33 @@ def test_bag_folders_that_are_not_whole(tmp_path, small):
     (path / "bag.mcap").unlink()
     with pytest.raises(DataError, match=r"bag: cannot be read.*missing"):
         open_frames(path)
+
+
+@pytest.mark.parametrize(("kept", "said"), [(3, "3"), (0, "none")])
+@pytest.mark.parametrize("stride", [1, 4])
+def test_a_bag_with_fewer_messages_than_it_promises_is_refused(tmp_path, small, kept, said, stride):
+    topics = {"/camera": [raw(frame) for frame in small], "/chat": [text("a")] * 9}
+    path = write_bag(tmp_path / "bag", topics, StoragePlugin.SQLITE3)
+    (file,) = path.glob("*.db3")
+    with closing(sqlite3.connect(file)) as storage, storage:
+        camera = "topic_id = (SELECT id FROM topics WHERE name = '/camera')"
+        storage.execute(f"DELETE FROM messages WHERE {camera} AND timestamp > ?", [kept * 10**7])
+    with pytest.raises(DataError) as caught:
+        open_frames(path, stride=stride)
+    message = str(caught.value)
+    assert f"{path}: holds {said} of the 6 messages on /camera that its metadata" in message
+    assert f"`ros2 bag reindex {path}`" in message
+    if kept:  # the storage alone says what it holds, and promises no more
+        assert len(open_frames(file)) == 3
+
+
+def test_a_bag_with_more_messages_than_it_promises_is_read(tmp_path, small):
+    path = write_bag(tmp_path / "bag", {"/camera": [raw(frame) for frame in small]})
+    metadata = path / "metadata.yaml"
+    changed = metadata.read_text().replace("message_count: 6", "message_count: 5")
+    assert changed != metadata.read_text()
+    metadata.write_text(changed)
+    assert len(open_frames(path)) == 6
 
 
 def test_bad_messages_are_left_out_and_named(tmp_path, small):
@@ -320,7 +350,9 @@ def test_memory_is_bounded_over_all_sources(video, monkeypatch):
     monkeypatch.setattr(frames_module, "MOST_KEPT", 2 * kept)
     assert len(open_frames([video, video])) == 12
     monkeypatch.setattr(frames_module, "MOST_KEPT", 2 * kept - 1)
-    with pytest.raises(DataError, match=r"clip\.avi: with its frame 5 more than .*`stride`"):
+    with pytest.raises(
+        DataError, match=r"clip\.avi: with its frame 5 more than .*--stride N .*--data.stride N"
+    ):
         open_frames([video, video])
 
 

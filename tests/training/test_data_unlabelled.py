@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 from lightning import LightningDataModule
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
 
 from training.data.files import DataError
 from training.data.unlabelled import Frames, crop
@@ -150,6 +152,34 @@ def test_validation_alone_does_not_read_the_training_frames(folder):
     data = Frames("nowhere", val_source=str(folder / "00.png"))
     data.setup("validate")
     assert data.train is None and len(data.val) == 1
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory, street_frames):
+    """Four messages on /left, two on /right."""
+    types = get_typestore(Stores.ROS2_HUMBLE)
+    kind = "sensor_msgs/msg/CompressedImage"
+    header = types.types["std_msgs/msg/Header"](
+        types.types["builtin_interfaces/msg/Time"](0, 0), ""
+    )
+    path = tmp_path_factory.mktemp("bags") / "bag"
+    with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        for topic, count in (("/left", 4), ("/right", 2)):
+            connection = writer.add_connection(topic, kind, typestore=types)
+            for i in range(count):
+                data = cv2.imencode(".jpg", street_frames[i])[1].reshape(-1)
+                message = types.types[kind](header, "jpeg", data)
+                writer.write(connection, i, types.serialize_cdr(message, kind))
+    return path
+
+
+def test_the_topic_is_for_every_bag_and_the_stride_for_training(folder, bag):
+    data = module(bag, topic="/left", stride=2, val_source=str(folder))
+    assert data.train.names == [f"{bag}:/left#{i}" for i in (0, 2)] and len(data.val) == 13
+    data = module(bag, topic="/left", stride=2, val_source=[str(folder / "00.png"), str(bag)])
+    assert data.val.names == [str(folder / "00.png"), *(f"{bag}:/left#{i}" for i in range(4))]
+    with pytest.raises(DataError, match="topic /left was given, but there is no bag"):
+        module(folder, topic="/left", val_source=str(bag))
 
 
 def test_what_teaches_little_is_named_but_does_not_stop(folder, tmp_path):

@@ -13,11 +13,15 @@ import openvino
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
 
 from ctxseg_ros import store
 from ctxseg_ros.model_file import read_model_info
 from ctxseg_ros.runtimes import devices, open_runtime
+from training import export as command
 from training.data.camvid import CLASSES
+from training.data.frames import open_frames
 from training.export import export, export_graph, halve_weights, network_labels
 from training.graphs import SegmenterGraph
 from training.systems.segmenter import SegmenterSystem
@@ -264,3 +268,43 @@ def test_refusals_name_the_cause_and_write_nothing(checkpoint, frames_dir, tmp_p
         assert said in done.stderr
         assert "Traceback" not in done.stderr
     assert not out.exists()
+
+
+@pytest.fixture(scope="module")
+def bag(street_frames, tmp_path_factory) -> Path:
+    """A bag with the frames on two topics."""
+    types = get_typestore(Stores.ROS2_HUMBLE)
+    kind = "sensor_msgs/msg/CompressedImage"
+    stamp = types.types["builtin_interfaces/msg/Time"](0, 0)
+    header = types.types["std_msgs/msg/Header"](stamp, "camera")
+    path = tmp_path_factory.mktemp("bags") / "bag"
+    with Writer(path, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        for topic in ("/left", "/right"):
+            connection = writer.add_connection(topic, kind, typestore=types)
+            for i, frame in enumerate(street_frames):
+                data = cv2.imencode(".jpg", frame[..., ::-1])[1].reshape(-1)
+                message = types.types[kind](header, "jpeg", data)
+                writer.write(connection, i, types.serialize_cdr(message, kind))
+    return path
+
+
+def test_topic_and_stride_choose_the_frames_of_a_bag(
+    checkpoint, bag, tmp_path, monkeypatch, capsys
+):
+    opened = []
+
+    def recorded(*args):
+        opened.append(open_frames(*args))
+        return opened[-1]
+
+    def run(*args: str) -> int:
+        given = [checkpoint, "--out", tmp_path / "small.onnx", "--frames", bag, *args]
+        monkeypatch.setattr(sys, "argv", ["export", *map(str, given)])
+        return command.main()
+
+    monkeypatch.setattr(command, "open_frames", recorded)
+    assert run() == 1
+    assert "images on 2 topics: choose one with --topic NAME" in capsys.readouterr().err
+    assert run("--topic", "/right", "--stride", "4") == 0
+    assert [frames.names for frames in opened] == [[f"{bag}:/right#0", f"{bag}:/right#4"]]
+    assert read_model_info(tmp_path / "small.onnx").name == "small"

@@ -111,7 +111,7 @@ def _sizes(sizes: Sequence[tuple[int, int]]) -> str:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """The command. Returns 1, after naming every file at fault, where there is one; 130 on Ctrl-C."""
+    """The command. Returns 1 after naming every file at fault, if there is one; 130 on Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m training.data", description=__doc__)
     commands = parser.add_subparsers(dest="what", required=True)
     for name in (*LABEL_SETS, "bsds"):
