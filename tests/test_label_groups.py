@@ -28,11 +28,11 @@ ADE20K = """
     swivel chair, boat, bar, arcade machine, hovel, bus, towel, light, truck, tower, chandelier,
     awning, streetlight, booth, television receiver, airplane, dirt track, apparel, pole, land,
     bannister, escalator, ottoman, bottle, buffet, poster, stage, van, ship, fountain,
-    conveyer belt, canopy, washer, plaything, swimming pool, stool, barrel, basket, waterfall, tent, bag,
-    minibike, cradle, oven, ball, food, step, tank, trade name, microwave, pot, animal, bicycle,
-    lake, dishwasher, screen, blanket, sculpture, hood, sconce, vase, traffic light, tray,
-    ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower, radiator, glass,
-    clock, flag
+    conveyer belt, canopy, washer, plaything, swimming pool, stool, barrel, basket, waterfall, tent,
+    bag, minibike, cradle, oven, ball, food, step, tank, trade name, microwave, pot, animal,
+    bicycle, lake, dishwasher, screen, blanket, sculpture, hood, sconce, vase, traffic light, tray,
+    ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower, radiator, glass, clock,
+    flag
 """
 EXAMPLE = """
 groups:
