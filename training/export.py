@@ -305,9 +305,11 @@ def main() -> int:
             args.topic,
             args.stride,
         )
-    except (ExportError, DataError, ModelFileError, RuntimeUnavailable) as error:
+    except (ExportError, DataError, ModelFileError, RuntimeUnavailable, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
     print(f"labels agree with the network on {source['parity']['network_label_agreement']:.3%}")
     if "precision" in source:

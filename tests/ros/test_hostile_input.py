@@ -693,6 +693,8 @@ BAD_STARTS = {
     "max_age_ms": "soon",
     "min_confidence": 1.01,
     "label_groups": "[a, b]",
+    "refinement": "sharp",
+    "merge_level": 1.5,
     "attention_mass": 0.0,
     "attention_head": 64,
     "overlay_alpha": True,

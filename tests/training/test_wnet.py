@@ -31,6 +31,15 @@ ROOT = Path(__file__).resolve().parents[2]
 RATES = {"lr_encoder": 0.002, "lr_decoder": 0.003}
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As the processes that are started here have: sums in the same order, bit by bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def command(tmp_path, small_camvid):
     """command(run, **overrides) -> the command line of a small `fit` that writes under `run`."""
