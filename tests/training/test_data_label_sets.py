@@ -130,14 +130,14 @@ def test_regions_are_read_as_they_were_written(tmp_path_factory, height, width, 
     ("text", "cause"),
     [
         ("1 2 3\n1 2\n", "columns changed from 3 to 2"),
-        ("", "no data"),
-        ("\n\n", "no data"),
+        ("", "the file is empty"),
+        ("\n\n", "the file is empty"),
         ("1 sky\n", "could not convert string 'sky'"),
         ("1 2.5\n", "could not convert string '2.5'"),
         ("1 70000\n", "could not convert string '70000'"),
         ("0 8\n3 9\n", r"ids \[8, 9\] are outside the 8 classes"),
         (b"\xff\xfe\x00", "no rows of integers"),
-        (None, "not found"),
+        (None, "No such file"),
     ],
 )
 def test_bad_regions_are_refused_by_name(tmp_path, text, cause):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -61,10 +60,11 @@ def read_stanford(path: Path) -> np.ndarray:
         DataError: missing, empty, not integers, rows of different lengths, or an id above 7.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # of a file without numbers
-            ids = np.loadtxt(path, np.int16, comments=None, ndmin=2, encoding="ascii")
-    except (OSError, ValueError, UserWarning) as error:
+        lines = path.read_text("ascii").split("\n")
+        if not any(map(str.strip, lines)):
+            raise ValueError("the file is empty")
+        ids = np.loadtxt(lines, np.int16, comments=None, ndmin=2)
+    except (OSError, ValueError) as error:
         reason = str(error).partition(";")[0]
         raise DataError(f"{path}: no rows of integers of equal length ({reason})") from error
     if ids.max() >= len(CLASSES):
