@@ -8,8 +8,6 @@ import pytest
 
 from ctxseg_ros.crf import refine
 
-pytest.importorskip("pydensecrf")
-
 
 def mean_field(image, labels, confidence, classes):
     """The same CRF in float64, every pixel with every other: [classes, H, W]."""
