@@ -7,10 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-pytest.importorskip("skimage")
-pytest.importorskip("scipy")
-
 from scipy.ndimage import label
 
 from ctxseg_ros import merging

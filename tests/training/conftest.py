@@ -44,23 +44,12 @@ def small_camvid(tmp_path_factory: pytest.TempPathFactory, street_frames) -> Pat
 
 
 @pytest.fixture
-def config(tmp_path: Path, small_camvid: Path) -> Callable[..., list[str]]:
-    """config(run, **overrides) -> the command line of a small `fit` that writes under `run`."""
+def small_run(tmp_path: Path) -> Callable[..., list[str]]:
+    """small_run(run, options, overrides) -> the command line of a `fit` that writes under `run`."""
 
-    def command(run: str, **overrides: object) -> list[str]:
-        options: dict[str, object] = {
-            "model": "training.systems.segmenter.SegmenterSystem",
-            "model.init_args.backbone": SMALL_VIT,
-            "model.init_args.size": "[64, 96]",
-            "model.init_args.decoder_dim": 64,
-            "model.init_args.subpatch": 2,
-            "model.init_args.lovasz": 1.0,
-            "model.init_args.lr": 0.05,
-            "data": "training.data.module.CamVid",
-            "data.init_args.root": small_camvid,
-            "data.init_args.size": "[64, 96]",
-            "data.init_args.batch_size": 4,
-            "data.init_args.workers": 0,
+    def command(run: str, options: dict[str, object], overrides: dict[str, object]) -> list[str]:
+        options = {
+            **options,
             "trainer.accelerator": "cpu",
             "trainer.devices": 1,
             "trainer.max_epochs": 2,
@@ -80,3 +69,23 @@ def config(tmp_path: Path, small_camvid: Path) -> Callable[..., list[str]]:
         return ["fit", *(f"--{key}={value}" for key, value in options.items())]
 
     return command
+
+
+@pytest.fixture
+def config(small_run: Callable[..., list[str]], small_camvid: Path) -> Callable[..., list[str]]:
+    """config(run, **overrides) -> the command line of a small `fit` of a Segmenter."""
+    options = {
+        "model": "training.systems.segmenter.SegmenterSystem",
+        "model.init_args.backbone": SMALL_VIT,
+        "model.init_args.size": "[64, 96]",
+        "model.init_args.decoder_dim": 64,
+        "model.init_args.subpatch": 2,
+        "model.init_args.lovasz": 1.0,
+        "model.init_args.lr": 0.05,
+        "data": "training.data.module.CamVid",
+        "data.init_args.root": small_camvid,
+        "data.init_args.size": "[64, 96]",
+        "data.init_args.batch_size": 4,
+        "data.init_args.workers": 0,
+    }
+    return lambda run, **overrides: small_run(run, options, overrides)

@@ -41,40 +41,21 @@ def one_thread():
 
 
 @pytest.fixture
-def command(tmp_path, small_camvid):
-    """command(run, **overrides) -> the command line of a small `fit` that writes under `run`."""
-
-    def build(run: str, **overrides: object) -> list[str]:
-        options = {
-            "model": "training.systems.wnet.WNetSystem",
-            "model.init_args.clusters": 4,
-            "model.init_args.width": 0.0625,
-            "model.init_args.lr_encoder": RATES["lr_encoder"],
-            "model.init_args.lr_decoder": RATES["lr_decoder"],
-            "data": "training.data.unlabelled.Frames",
-            "data.init_args.source": small_camvid / "train" / "images",
-            "data.init_args.size": "[48, 64]",
-            "data.init_args.batch_size": 4,
-            "data.init_args.workers": 0,
-            "trainer.accelerator": "cpu",
-            "trainer.devices": 1,
-            "trainer.max_epochs": 2,
-            "trainer.log_every_n_steps": 1,
-            "trainer.enable_progress_bar": False,
-            "trainer.logger": "lightning.pytorch.loggers.CSVLogger",
-            "trainer.logger.init_args.save_dir": tmp_path / run,
-            "trainer.logger.init_args.name": "log",
-            "trainer.logger.init_args.version": 0,
-            "trainer.callbacks": "lightning.pytorch.callbacks.ModelCheckpoint",
-            "trainer.callbacks.dirpath": tmp_path / run,
-            "trainer.callbacks.filename": "last",
-            "trainer.callbacks.save_on_train_epoch_end": True,
-            "trainer.callbacks.enable_version_counter": False,
-            **{key.replace("__", "."): value for key, value in overrides.items()},
-        }
-        return ["fit", *(f"--{key}={value}" for key, value in options.items())]
-
-    return build
+def command(small_run, small_camvid):
+    """command(run, **overrides) -> the command line of a small `fit` of a W-Net."""
+    options = {
+        "model": "training.systems.wnet.WNetSystem",
+        "model.init_args.clusters": 4,
+        "model.init_args.width": 0.0625,
+        "model.init_args.lr_encoder": RATES["lr_encoder"],
+        "model.init_args.lr_decoder": RATES["lr_decoder"],
+        "data": "training.data.unlabelled.Frames",
+        "data.init_args.source": small_camvid / "train" / "images",
+        "data.init_args.size": "[48, 64]",
+        "data.init_args.batch_size": 4,
+        "data.init_args.workers": 0,
+    }
+    return lambda run, **overrides: small_run(run, options, overrides)
 
 
 def start(arguments: list[str]) -> subprocess.Popen:
