@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,9 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from torch import Tensor
+
+from ctxseg_ros.attention import attention_image
+from ctxseg_ros.render import heat_map
 
 
 def cluster_colours(count: int) -> NDArray[np.uint8]:
@@ -42,6 +46,27 @@ def wnet_sheet(images: Tensor, probabilities: Tensor, reconstruction: Tensor) ->
     painted = (reconstruction.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
     rows = (images.permute(0, 2, 3, 1).cpu(), clusters, painted.permute(0, 2, 3, 1))
     return np.concatenate([np.concatenate(list(row.numpy()), axis=1) for row in rows])
+
+
+def attention_sheet(images: Tensor, maps: Sequence[Tensor]) -> NDArray[np.uint8]:
+    """Frames in columns: the image, then each of ``maps`` as heat, its greatest value brightest.
+
+    Args:
+        images: uint8 [B, 3, H, W]; maps: each float [B, h, w], 0 or more.
+
+    Returns:
+        uint8 [(1 + maps) H, B W, 3], RGB.
+    """
+    height, width = images.shape[-2:]
+    rows = [list(images.permute(0, 2, 3, 1).cpu().numpy())]
+    for planes in maps:
+        rows.append(
+            [
+                heat_map(attention_image(plane, height, width))
+                for plane in planes.float().cpu().numpy()
+            ]
+        )
+    return np.concatenate([np.concatenate(row, axis=1) for row in rows])
 
 
 def log_picture(system: L.LightningModule, name: str, picture: NDArray[np.uint8]) -> None:

@@ -28,10 +28,12 @@ class Encoder(nn.Module):
             embedding is resampled to ``size``. Loaded without unpickling code.
         dropout: rate in the linear layers; attention_dropout: rate on the attention weights.
         drop_path: stochastic depth at the last block, rising linearly from 0 at the first.
+        last_heads: heads of the last block's attention; None leaves the architecture's. The
+            weights keep their shapes, only their rows are shared out among more or fewer heads.
 
     Raises:
         FileNotFoundError: ``weights`` names no file.
-        ValueError: ``size`` is no multiple of the patch.
+        ValueError: ``size`` is no multiple of the patch, or the width none of ``last_heads``.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Encoder(nn.Module):
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
+        last_heads: int | None = None,
     ) -> None:
         super().__init__()
         if weights is not None and not Path(weights).is_file():
@@ -61,6 +64,8 @@ class Encoder(nn.Module):
         self.patch: int = self.vit.patch_embed.patch_size[0]
         self.dim: int = self.vit.embed_dim
         check_multiple(size, self.patch)
+        if last_heads is not None:
+            share_out(self.vit.blocks[-1].attn, last_heads)
         self.register_buffer("mean", torch.tensor(self.vit.pretrained_cfg["mean"]), False)
         self.register_buffer("std", torch.tensor(self.vit.pretrained_cfg["std"]), False)
 
@@ -81,8 +86,8 @@ class Encoder(nn.Module):
         x = (x - self.mean[:, None, None]) / self.std[:, None, None]
         return self.vit.patch_embed.proj(x).permute(0, 2, 3, 1)
 
-    def encode(self, patches: Tensor) -> Tensor:
-        """Tokens [B, h * w, D] after the last LayerNorm, from patch embeddings [B, h, w, D]."""
+    def tokens(self, patches: Tensor) -> Tensor:
+        """Tokens [B, prefix + h * w, D] that enter the first block, CLS first, from ``embed``'s."""
         vit = self.vit
         batch, height, width, _ = patches.shape
         tokens = [t for t in (vit.cls_token, vit.reg_token) if t is not None]
@@ -93,8 +98,31 @@ class Encoder(nn.Module):
             x = torch.cat([*prefix, x + position], dim=1)
         else:
             x = torch.cat([*prefix, x], dim=1) + position
-        x = vit.norm(vit.blocks(vit.norm_pre(vit.pos_drop(x))))
-        return x[:, vit.num_prefix_tokens :]
+        return vit.norm_pre(vit.pos_drop(x))
+
+    def encode(self, patches: Tensor) -> Tensor:
+        """Tokens [B, h * w, D] after the last LayerNorm, from patch embeddings [B, h, w, D]."""
+        vit = self.vit
+        return vit.norm(vit.blocks(self.tokens(patches)))[:, vit.num_prefix_tokens :]
+
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """All tokens after the last LayerNorm and the CLS row of the last block's attention.
+
+        Args:
+            images: as ``forward`` takes them.
+
+        Returns:
+            tokens float [B, prefix + N, D], CLS first, and the row float [B, heads, N]: what the
+            patches have of a softmax over all tokens.
+        """
+        check_multiple(images.shape[-2:], self.patch)
+        vit = self.vit
+        x = self.tokens(self.embed(images))
+        for block in vit.blocks[:-1]:
+            x = block(x)
+        last = vit.blocks[-1]
+        row = cls_row(last.attn, last.norm1(x))
+        return vit.norm(last(x)), row[..., vit.num_prefix_tokens :]
 
     def forward(self, images: Tensor) -> Tensor:
         """Patch tokens.
@@ -107,6 +135,35 @@ class Encoder(nn.Module):
         """
         check_multiple(images.shape[-2:], self.patch)
         return self.encode(self.embed(images))
+
+
+def share_out(attention: nn.Module, heads: int) -> None:
+    """Give a timm ``Attention`` another number of heads. Raises ValueError if it does not fit."""
+    dim = attention.attn_dim
+    if heads < 1 or dim % heads:
+        fits = ", ".join(str(h) for h in range(1, 17) if dim % h == 0)
+        raise ValueError(f"{heads} heads do not share {dim} dimensions; these do: {fits}")
+    attention.num_heads, attention.head_dim = heads, dim // heads
+    attention.scale = attention.head_dim**-0.5
+
+
+def cls_row(attention: nn.Module, tokens: Tensor) -> Tensor:
+    """The first token's row of softmax(Q K^T / sqrt(d)), without the other N rows.
+
+    Args:
+        attention: a timm ``Attention``.
+        tokens: float [B, N, D], normalised, CLS first.
+
+    Returns:
+        float [B, heads, N]; each row sums to 1.
+    """
+    heads = attention.num_heads
+    query, key, _ = attention.qkv.weight.chunk(3)
+    biases = (None, None, None) if attention.qkv.bias is None else attention.qkv.bias.chunk(3)
+    q = F.linear(tokens[:, :1], query, biases[0]).unflatten(-1, (heads, -1)).transpose(1, 2)
+    k = F.linear(tokens, key, biases[1]).unflatten(-1, (heads, -1)).transpose(1, 2)
+    q, k = attention.q_norm(q), attention.k_norm(k)
+    return ((q * attention.scale) @ k.transpose(-2, -1)).softmax(-1).squeeze(2)
 
 
 def check_multiple(size: tuple[int, int] | torch.Size, patch: int) -> None:

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small ViT that learns features and attention of a large self-supervised one, without labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.data.files import DataError
+from training.data.unlabelled import Frames, UnlabelledBatch
+from training.networks.encoder import Encoder
+from training.pictures import attention_sheet, log_picture
+from training.systems.labelled import decay_groups, finite, poly
+
+
+class DistilledSystem(L.LightningModule):
+    """Student and frozen teacher see the same part of a frame, cut into the same grid of patches.
+
+    Two losses, averaged over patches or heads, make the student's maps and features mean what the
+    teacher's do:
+
+    1. Attention: KL(teacher || student) of the last block's CLS row over the patches, head by head
+       (the student's last block is given as many heads as the teacher's).
+    2. Features: 1 - cosine between a linear map of the student's patch tokens and the teacher's,
+       each channel of which is brought to mean 0 and variance 1 by running statistics: a few
+       channels of DINOv2 are so large that nothing else would count.
+
+    Args:
+        backbone, weights, pretrained: of the student, see Encoder.
+        teacher: timm name of the teacher. teacher_weights: a local file, or None to download.
+        size: (height, width) that the exported model is meant for, and whose grid the student's
+            position embedding is stored for.
+        lr: of AdamW, after ``warmup`` steps; (1 - t)^0.9 over the run. weight_decay: of matrices.
+        attention_loss, feature_loss: weights of the two.
+
+    Raises:
+        ValueError: the student's width cannot be shared among the teacher's heads.
+    """
+
+    task = "attention"
+
+    def __init__(
+        self,
+        backbone: str = "deit_tiny_patch16_224",
+        weights: str | None = None,
+        pretrained: bool = False,
+        teacher: str = "vit_small_patch14_dinov2.lvd142m",
+        teacher_weights: str | None = None,
+        size: tuple[int, int] = (384, 384),
+        lr: float = 5e-4,
+        weight_decay: float = 0.05,
+        warmup: int = 100,
+        attention_loss: float = 1.0,
+        feature_loss: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        source = Encoder(teacher, (224, 224), teacher_weights is None, teacher_weights)
+        # No submodule: its weights are not the run's, and belong into no checkpoint.
+        self._teacher = (source.eval().requires_grad_(False),)
+        heads = source.vit.blocks[-1].attn.num_heads
+        self.network = Encoder(backbone, size, pretrained, weights, last_heads=heads)
+        self.head = nn.Linear(self.network.dim, source.dim)
+        self.standardise = nn.BatchNorm1d(source.dim, affine=False)
+        #: The frames that taught it, in words.
+        self.data = "nothing yet"
+
+    def teach(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The teacher's patch tokens [B, N, D] and attention [B, heads, N] on the student's grid.
+
+        Args:
+            images: uint8 [B, 3, H, W], as the student takes them.
+        """
+        (teacher,) = self._teacher
+        size = [s // self.network.patch * teacher.patch for s in images.shape[-2:]]
+        x = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
+        with torch.no_grad():
+            tokens, attention = teacher.to(images.device).features(x)
+        return tokens[:, teacher.vit.num_prefix_tokens :], attention
+
+    def losses(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Attention loss and feature loss, and the attention of student and teacher."""
+        target, wanted = self.teach(images)
+        tokens, attention = self.network.features(images)
+        features = self.head(tokens[:, self.network.vit.num_prefix_tokens :])
+        target = self.standardise(target.flatten(0, 1)).unflatten(0, target.shape[:2])
+        unlike = 1 - F.cosine_similarity(features, target, dim=-1).mean()
+        # Shares of what falls on patches: neither the CLS token's own share nor a register's.
+        wanted = wanted / wanted.sum(-1, keepdim=True)
+        found = attention / attention.sum(-1, keepdim=True)
+        apart = F.kl_div(
+            found.clamp(min=1e-12).log().flatten(0, 1), wanted.flatten(0, 1), reduction="batchmean"
+        )
+        return apart, unlike, found, wanted
+
+    def on_fit_start(self) -> None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, Frames):
+            raise DataError(
+                f"a teacher teaches on frames without labels, not on {type(data).__name__}: set "
+                "--data training.data.unlabelled.Frames"
+            )
+        self.data = data.summary
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["system"] = type(self).__name__
+        checkpoint["data"] = self.data
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.data = checkpoint["data"]
+
+    def training_step(self, batch: UnlabelledBatch, index: int) -> Tensor:
+        images, names = batch
+        apart, unlike, _, _ = self.losses(images)
+        loss = self.hparams.attention_loss * apart + self.hparams.feature_loss * unlike
+        self.log("train/attention", apart, prog_bar=True, sync_dist=True)
+        self.log("train/features", unlike, prog_bar=True, sync_dist=True)
+        return finite(loss, self, index, names)
+
+    def validation_step(self, batch: UnlabelledBatch, index: int) -> None:
+        images, _ = batch
+        apart, unlike, found, wanted = self.losses(images)
+        self.log("val/attention", apart, sync_dist=True)
+        self.log("val/features", unlike, sync_dist=True)
+        if index == 0 and self.trainer.is_global_zero:
+            grid = [s // self.network.patch for s in images.shape[-2:]]
+            maps = [a.mean(1).unflatten(-1, grid) for a in (wanted, found)]
+            log_picture(self, "val", attention_sheet(images, maps))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        h = self.hparams
+        groups = decay_groups(nn.ModuleList([self.network, self.head]), h.lr, h.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=h.lr)
+        steps = int(self.trainer.estimated_stepping_batches)
+
+        def factor(step: int) -> float:
+            if step < h.warmup:
+                return (step + 1) / h.warmup
+            return poly((step - h.warmup) / max(1, steps - h.warmup))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
