@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 from training.data.augment import eval_transform, train_transform
 from training.data.files import DataError
 from training.data.label_sets import LABEL_SETS, LabelSet
-from training.data.pairs import PairSet
+from training.data.pairs import Pair, PairSet
 
 #: images uint8 [B, 3, H, W], labels int64 [B, h, w], stems
 Batch = tuple[Tensor, Tensor, list[str]]
@@ -96,6 +96,12 @@ def train_loader(
     )
 
 
+def evenly(pairs: list[Pair], share: float) -> list[Pair]:
+    """``share`` of the pairs, at least one, from the middles of as many equal parts."""
+    count = max(1, round(share * len(pairs)))
+    return [pairs[(2 * i + 1) * len(pairs) // (2 * count)] for i in range(count)]
+
+
 class LabelledFrames(L.LightningDataModule):
     """The train and val splits of a labelled data set; a subclass says which.
 
@@ -104,6 +110,7 @@ class LabelledFrames(L.LightningDataModule):
         size: (height, width) that the network sees.
         batch_size: frames of a batch over all processes.
         scale: range of the random scale. jitter: photometric distortion.
+        share: of the training frames to use, above 0 to 1, evenly spread over their sorted names.
         workers: processes that load; 0 loads in the training process.
         seed: of the order of frames and of the augmentation.
     """
@@ -117,11 +124,14 @@ class LabelledFrames(L.LightningDataModule):
         batch_size: int = 8,
         scale: tuple[float, float] = (0.5, 2.0),
         jitter: bool = True,
+        share: float = 1.0,
         workers: int = 1,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.root = root
+        if not 0 < share <= 1:
+            raise DataError(f"share of the training frames is {share}: give one above 0, up to 1")
+        self.root, self.share = root, share
         self.size, self.batch_size, self.workers, self.seed = tuple(size), batch_size, workers, seed
         self.transform = train_transform(self.size, tuple(scale), jitter)
         self.train: PairSet | None = None
@@ -130,13 +140,14 @@ class LabelledFrames(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read and check every file. Raises DataError before training starts."""
         if stage == "fit" and self.train is None:
-            self.train = self._read("train")
+            self.train = self._read("train", self.share)
         if self.val is None:
             self.val = self._read("val")
 
-    def _read(self, split: str) -> PairSet:
+    def _read(self, split: str, share: float = 1.0) -> PairSet:
         labels = self.labels
-        return PairSet(labels.pairs(self.root, split), labels.read, labels.in_memory)
+        pairs = evenly(labels.pairs(self.root, split), share)
+        return PairSet(pairs, labels.read, labels.in_memory)
 
     def train_dataloader(self) -> DataLoader:
         assert self.train is not None and self.trainer is not None

@@ -7,13 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.networks.encoder import Encoder
+from training.networks.linear_head import LinearHead
 from training.networks.mask_transformer import MaskTransformer
 
 
 class Segmenter(nn.Module):
     """Semantic segmentation without convolutions beyond the patch embedding."""
 
-    def __init__(self, encoder: Encoder, decoder: MaskTransformer) -> None:
+    def __init__(self, encoder: Encoder, decoder: MaskTransformer | LinearHead) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder

@@ -9,6 +9,7 @@ from torch import nn
 
 from training.graphs import SegmenterGraph
 from training.networks.encoder import Encoder
+from training.networks.linear_head import LinearHead
 from training.networks.mask_transformer import MaskTransformer
 from training.networks.segmenter import Segmenter
 from training.systems.labelled import LabelledSystem, decay_groups
@@ -20,10 +21,13 @@ class SegmenterSystem(LabelledSystem):
     Args:
         backbone: timm name of the ViT. weights, pretrained: see Encoder.
         size: (height, width) that the position embedding is stored for.
+        head: ``mask`` decodes with the mask transformer, ``linear`` with one linear layer, the
+            measure of what an encoder knows.
         decoder_dim, decoder_depth, subpatch, mask_dim: see MaskTransformer.
         dropout: linear layers of encoder and decoder. attention_dropout: their attention weights.
         drop_path: stochastic depth of the encoder.
         lr: of the decoder. encoder_lr_scale: the encoder's is this times ``lr``.
+        frozen: the encoder keeps its weights, whatever ``encoder_lr_scale``.
         classes, lovasz, optimizer, weight_decay, schedule, warmup, seed: see LabelledSystem.
     """
 
@@ -33,6 +37,7 @@ class SegmenterSystem(LabelledSystem):
         weights: str | None = None,
         pretrained: bool = False,
         size: tuple[int, int] = (352, 480),
+        head: Literal["mask", "linear"] = "mask",
         decoder_dim: int = 192,
         decoder_depth: int = 2,
         subpatch: int = 1,
@@ -45,6 +50,7 @@ class SegmenterSystem(LabelledSystem):
         optimizer: Literal["sgd", "adamw"] = "sgd",
         lr: float = 1e-3,
         encoder_lr_scale: float = 1.0,
+        frozen: bool = False,
         weight_decay: float = 0.0,
         schedule: Literal["poly", "plateau"] = "poly",
         warmup: int = 0,
@@ -55,24 +61,35 @@ class SegmenterSystem(LabelledSystem):
         encoder = Encoder(
             backbone, size, pretrained, weights, dropout, attention_dropout, drop_path
         )
-        decoder = MaskTransformer(
-            encoder.dim,
-            len(self.class_names),
-            decoder_dim,
-            decoder_depth,
-            dropout,
-            attention_dropout,
-            subpatch,
-            mask_dim,
-        )
+        encoder.requires_grad_(not frozen)
+        count = len(self.class_names)
+        decoder: MaskTransformer | LinearHead
+        if head == "linear":
+            decoder = LinearHead(encoder.dim, count)
+        else:
+            decoder = MaskTransformer(
+                encoder.dim,
+                count,
+                decoder_dim,
+                decoder_depth,
+                dropout,
+                attention_dropout,
+                subpatch,
+                mask_dim,
+            )
         self.network = Segmenter(encoder, decoder)
 
     def graph(self) -> nn.Module:
         return SegmenterGraph(self.network)
 
+    def on_train_epoch_start(self) -> None:
+        if self.hparams.frozen:  # no dropout either: Lightning has just put all into training mode
+            self.network.encoder.eval()
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         h = self.hparams
-        return [
-            *decay_groups(self.network.encoder, h.lr * h.encoder_lr_scale, h.weight_decay),
-            *decay_groups(self.network.decoder, h.lr, h.weight_decay),
-        ]
+        decoder = decay_groups(self.network.decoder, h.lr, h.weight_decay)
+        if h.frozen:
+            return decoder
+        encoder = self.network.encoder
+        return [*decay_groups(encoder, h.lr * h.encoder_lr_scale, h.weight_decay), *decoder]

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A student that learns a teacher's features and attention."""
+
+import csv
+
+import cv2
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from training.__main__ import main
+from training.networks.encoder import Encoder
+from training.systems.distilled import DistilledSystem
+
+SIZE = [64, 96]
+
+
+@pytest.fixture(scope="module")
+def teacher_weights(tmp_path_factory):
+    torch.manual_seed(7)
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    model = timm.create_model("test_vit", num_classes=0, img_size=(64, 64))
+    for block in model.blocks:  # as drawn, attention is all but even: nothing could be learnt of it
+        block.attn.qkv.weight.data *= 8
+    save_file(model.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def system(teacher_weights):
+    torch.manual_seed(0)
+    return DistilledSystem(
+        "test_vit2", teacher="test_vit", teacher_weights=str(teacher_weights), size=tuple(SIZE)
+    )
+
+
+@pytest.fixture
+def frames(tmp_path, street_frames):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for i, frame in enumerate(street_frames):
+        cv2.imwrite(str(folder / f"{i}.png"), frame[:128, 100:292, ::-1])
+    return folder
+
+
+@pytest.fixture
+def command(small_run, frames, teacher_weights):
+    options = {
+        "model": "training.systems.distilled.DistilledSystem",
+        "model.init_args.backbone": "test_vit2",
+        "model.init_args.teacher": "test_vit",
+        "model.init_args.teacher_weights": teacher_weights,
+        "model.init_args.size": SIZE,
+        "model.init_args.warmup": 2,
+        "data": "training.data.unlabelled.Frames",
+        "data.init_args.source": frames,
+        "data.init_args.size": SIZE,
+        "data.init_args.batch_size": 2,
+        "data.init_args.workers": 0,
+    }
+    return lambda run, **overrides: small_run(run, options, overrides)
+
+
+def test_losses_against_slow_sums(system, street_frames):
+    images = torch.from_numpy(np.stack(street_frames[:2])[:, :64, :96]).permute(0, 3, 1, 2)
+    system.eval()
+    system.standardise.running_mean.normal_()
+    system.standardise.running_var.uniform_(0.5, 2)
+    with torch.inference_mode():
+        apart, unlike, _, _ = system.losses(images)
+        target, wanted = system.teach(images)
+        tokens, found = system.network.features(images)
+        features = system.head(tokens[:, system.network.vit.num_prefix_tokens :])
+    target, wanted, found, features = (
+        t.double().numpy() for t in (target, wanted, found, features)
+    )
+    mean = system.standardise.running_mean.double().numpy()
+    deviation = np.sqrt(system.standardise.running_var.double().numpy() + system.standardise.eps)
+    divergence, angles = [], []
+    for image in range(2):
+        for head in range(wanted.shape[1]):
+            p = wanted[image, head] / wanted[image, head].sum()
+            q = found[image, head] / found[image, head].sum()
+            divergence.append(sum(a * np.log(a / b) for a, b in zip(p, q, strict=True)))
+        for patch in range(target.shape[1]):
+            a, b = features[image, patch], (target[image, patch] - mean) / deviation
+            angles.append(1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+    assert float(apart) == pytest.approx(np.mean(divergence), rel=1e-4)
+    assert float(unlike) == pytest.approx(np.mean(angles), rel=1e-4)
+
+
+def test_teacher_sees_the_same_grid_at_its_own_patch(teacher_weights, street_frames):
+    system = DistilledSystem(
+        "test_vit2", teacher="test_vit", teacher_weights=str(teacher_weights), size=(64, 96)
+    )
+    (teacher,) = system._teacher
+    teacher.patch = 16  # test_vit's own
+    system.network.patch = 32  # as if the student's patches were twice as large
+    images = torch.from_numpy(street_frames[0][:128, :192]).permute(2, 0, 1)[None]
+    tokens, attention = system.teach(images)
+    assert tokens.shape[1] == attention.shape[2] == 4 * 6
+    half = F.interpolate(images.float(), (64, 96), mode="bilinear", antialias=True)
+    expected = teacher.features(half)[1]
+    assert torch.allclose(attention, expected)
+
+
+def test_student_has_the_teachers_heads(system):
+    (teacher,) = system._teacher
+    heads = teacher.vit.blocks[-1].attn.num_heads
+    assert system.network.vit.blocks[-1].attn.num_heads == heads
+    row = system.network.features(torch.zeros(1, 3, *SIZE))[1]
+    assert row.shape == (1, heads, 4 * 6)
+
+
+def test_teacher_stays_out_of_checkpoint_and_optimiser(system):
+    assert not any("teacher" in name for name in system.state_dict())
+    (teacher,) = system._teacher
+    assert not any(p.requires_grad for p in teacher.parameters())
+    assert not teacher.training
+    system.train()
+    assert not teacher.training
+
+
+def test_it_learns_the_teachers_attention_and_features(command, tmp_path):
+    options = {"model__init_args__lr": 3e-3, "trainer__max_epochs": 40}
+    assert main(command("run", **options, trainer__check_val_every_n_epoch=39)) == 0
+    with (tmp_path / "run/log/version_0/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for name in ("train/attention", "train/features"):
+        values = [float(row[name]) for row in rows if row[name]]
+        assert np.mean(values[-6:]) < 0.7 * np.mean(values[:6]), name
+    saved = torch.load(tmp_path / "run/last.ckpt", weights_only=True)
+    assert saved["system"] == "DistilledSystem"
+    assert saved["data"].startswith("6 frames of ")
+
+
+def test_resumed_equals_unbroken(command, tmp_path):
+    every = {"trainer__callbacks__filename": "{epoch}", "trainer__callbacks__save_top_k": -1}
+    assert main(command("whole", **every)) == 0
+    resume = f"--ckpt_path={tmp_path / 'whole' / 'epoch=0.ckpt'}"
+    assert main([*command("rest", **every), resume]) == 0
+    left, right = (
+        torch.load(tmp_path / run / "epoch=1.ckpt", weights_only=True)["state_dict"]
+        for run in ("whole", "rest")
+    )
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_labelled_data_is_refused(command, capfd, small_camvid):
+    line = command("run")
+    line = [part for part in line if not part.startswith("--data")]
+    line += ["--data=training.data.module.CamVid", f"--data.init_args.root={small_camvid}"]
+    assert main(line) == 1
+    assert "frames without labels" in capfd.readouterr().err
+
+
+def test_heads_that_do_not_share_the_width_are_refused():
+    with pytest.raises(ValueError, match="5 heads do not share 64 dimensions"):
+        Encoder("test_vit", (64, 64), last_heads=5)
