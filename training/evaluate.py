@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m training.evaluate``: score a model file on labelled or segmented images.
+"""``python -m training.evaluate``: score a model file on images with labels, regions or objects.
 
 What is scored is what the node runs: the exported file, through the same runtime and resizing.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from ctxseg_ros.attention import mass_mask
 from ctxseg_ros.crf import refine
 from ctxseg_ros.machine import commit, describe
 from ctxseg_ros.merging import hierarchy
@@ -29,9 +31,17 @@ from ctxseg_ros.pipeline import FrameSegmenter
 from ctxseg_ros.runtimes import RuntimeUnavailable, open_runtime
 from ctxseg_ros.store import load
 from training.data.bsds import check_pairs, pair_truths, read_truths
-from training.data.files import DataError, read_image
-from training.data.pairs import IGNORE, Pair, pair_files, read_label
+from training.data.files import DataError, each_file, read_image
+from training.data.pairs import IGNORE, Pair, pair_files, read_label, read_pair
 from training.matching import MATCHES, NONE, match_clusters, matched_confusion
+from training.objects import (
+    FrameScore,
+    centre_prior,
+    random_vit,
+    read_mask,
+    score_frame,
+    score_objects,
+)
 from training.regions import (
     LEVELS,
     ImageScores,
@@ -247,6 +257,107 @@ def _score_regions(segmenter: FrameSegmenter, pair: Pair, classes: int) -> dict[
     }
 
 
+def evaluate_objects(
+    info: ModelInfo,
+    pairs: Sequence[Pair],
+    mass: float = 0.6,
+    size: tuple[int, int] | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Scores of attention masks against the masks of objects, at the truth's own size.
+
+    Every frame weighs the same; those without an object are left out, since nothing could be
+    right on them. Two controls are scored on the same frames and the same grid of patches: a
+    prior for the centre, and a ViT that learnt nothing.
+
+    Args:
+        info: the model. pairs: frames and their masks, where what is not black is the object.
+        mass: share of the attention that a mask holds.
+        size: (height, width) of the model's input; None: the size that it was trained for.
+        device: see ``ctxseg_ros.runtimes.open_runtime``.
+
+    Returns:
+        What ``training.objects.score_objects`` returns, for the model and, in ``controls``, for
+        ``centre_prior`` and ``random_vit``; ``sequences``, by folder of the frames: ``images`` and
+        ``jaccard_mean`` and ``jaccard_best_head`` of the model, ``jaccard_mean`` of the controls;
+        ``mass``, ``images`` (those scored), ``without_object``.
+
+    Raises:
+        DataError: a file cannot be read or used, all are named before the model runs; or there is
+            no object at all.
+        ValueError: the model has no attention, ``mass`` is not above 0 and up to 1, or ``size``
+            does not fit the model.
+    """
+    if info.task != "attention":
+        raise ValueError(
+            f"{info.name} is a model of task {info.task}: it has no attention to score"
+        )
+    mass_mask(np.ones((1, 1), np.float32), mass)  # refuses a wrong mass before the minutes
+    there = each_file(lambda pair: read_pair(pair, read_mask)[1].any(), pairs, "frames and masks")
+    seen = [pair for pair, has_object in zip(pairs, there, strict=True) if has_object]
+    if not seen:
+        raise DataError("there is nothing to score: no mask has an object, all are black")
+    scores = _score_attention(info, seen, mass, size, device)
+    sets = {name: score_objects(frames) for name, frames in scores.items()}
+    return {
+        **sets.pop("model"),
+        "mass": mass,
+        "images": len(seen),
+        "without_object": len(pairs) - len(seen),
+        "controls": sets,
+        "sequences": _score_sequences(seen, scores),
+    }
+
+
+def _score_attention(
+    info: ModelInfo,
+    pairs: Sequence[Pair],
+    mass: float,
+    size: tuple[int, int] | None,
+    device: str,
+) -> dict[str, list[FrameScore]]:
+    """Scores by frame, of the ``model`` and of each control."""
+    runtime = open_runtime(info, size, device)
+    try:
+        segmenter = FrameSegmenter(runtime)
+        rows, columns = (side // info.stride for side in runtime.size)
+        centre, untaught = centre_prior(rows, columns), random_vit(rows, columns)
+        scores: dict[str, list[FrameScore]] = defaultdict(list)
+        for pair in track(pairs, f"{info.name}", console=Console(stderr=True)):
+            image, truth, _ = read_pair(pair, read_mask)
+            said = segmenter.segment(image).attention
+            maps = {"model": said, "centre_prior": centre, "random_vit": untaught(image)}
+            for name, attention in maps.items():
+                scores[name].append(score_frame(attention, truth, mass))
+    finally:
+        runtime.close()
+    return scores
+
+
+def _score_sequences(
+    pairs: Sequence[Pair], scores: dict[str, list[FrameScore]]
+) -> dict[str, dict[str, Any]]:
+    """Scores by folder of the frames, named by its path below what all frames share."""
+    folders = [pair.image.absolute().parent for pair in pairs]
+    root = Path(os.path.commonpath(folders))
+    frames_of: dict[Path, list[int]] = defaultdict(list)
+    for index, folder in enumerate(folders):
+        frames_of[folder].append(index)
+    result = {}
+    for folder, indices in frames_of.items():
+        sets = {
+            name: score_objects([frames[i] for i in indices]) for name, frames in scores.items()
+        }
+        model = sets.pop("model")
+        result[root.name if folder == root else folder.relative_to(root).as_posix()] = {
+            "images": len(indices),
+            "jaccard_mean": model["jaccard_mean"],
+            "jaccard_best_head": model["jaccard_best_head"],
+            **{name: control["jaccard_mean"] for name, control in sets.items()},
+        }
+    return result
+
+
 def _labels_table(name: str, result: dict[str, Any]) -> Table:
     how = f", by {result['match']}" if "matching" in result else ""
     table = Table(title=f"{name}: {result['images']} images{how}", title_justify="left")
@@ -282,6 +393,40 @@ def _regions_table(name: str, result: dict[str, Any]) -> Table:
     return table
 
 
+def _objects_table(name: str, result: dict[str, Any]) -> Table:
+    left_out = result["without_object"]
+    caption = "every frame weighs the same" + (
+        f"; {left_out} without an object left out" if left_out else ""
+    )
+    table = Table(
+        title=f"{name}: {result['images']} images, mass {result['mass']:g}, Jaccard",
+        title_justify="left",
+        caption=caption,
+        caption_justify="left",
+    )
+    table.add_column("attention")
+    for heading in ("heads' mean", "best head", "fixed head", "mass curve"):
+        table.add_column(heading, justify="right")
+    controls = result["controls"]
+    for label, each in ((name, result), ("random ViT-Ti/16", controls["random_vit"])):
+        table.add_row(
+            label,
+            f"{each['jaccard_mean']:.3f}",
+            f"{each['jaccard_best_head']:.3f}",
+            f"{each['jaccard_fixed_head']:.3f} (head {each['fixed_head']})",
+            f"{each['mass_curve_area']:.3f}",
+        )
+    centre = controls["centre_prior"]  # one map: there is no choice of heads
+    area = f"{centre['mass_curve_area']:.3f}"
+    table.add_row("centre prior", f"{centre['jaccard_mean']:.3f}", "-", "-", area)
+    if len(result["sequences"]) > 1:
+        table.add_section()
+        for folder, each in result["sequences"].items():
+            values = (f"{each[key]:.3f}" for key in ("jaccard_mean", "jaccard_best_head"))
+            table.add_row(f"{folder} ({each['images']})", *values)
+    return table
+
+
 def _labels(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
     info = load(args.model)
     pairs = pair_files(args.images, args.labels)
@@ -300,12 +445,21 @@ def _regions(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
     return _regions_table(info.name, result), {"model": info.name, "size": size, **result}
 
 
+def _objects(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
+    info = load(args.model)
+    pairs = pair_files(args.images, args.masks)
+    result = evaluate_objects(info, pairs, args.mass, args.size, args.device)
+    size = format_size(args.size or info.fixed_size or info.size)
+    return _objects_table(info.name, result), {"model": info.name, "size": size, **result}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
     commands = parser.add_subparsers(required=True)
     labels = commands.add_parser("labels", help="IoU against label images")
     regions = commands.add_parser("regions", help="covering, PRI and VI against BSDS .mat files")
-    for command, run in ((labels, _labels), (regions, _regions)):
+    objects = commands.add_parser("objects", help="Jaccard of attention against objects' masks")
+    for command, run in ((labels, _labels), (regions, _regions), (objects, _objects)):
         command.set_defaults(run=run)
         command.add_argument(
             "--model", required=True, help="a name of `ctxseg models` or an .onnx file"
@@ -323,6 +477,10 @@ def _parser() -> argparse.ArgumentParser:
         help="how the clusters of a model without classes are matched to the truth's",
     )
     regions.add_argument("--segmentations", type=Path, required=True, metavar="DIR")
+    objects.add_argument("--masks", type=Path, required=True, help="not black = object")
+    objects.add_argument(
+        "--mass", type=float, default=0.6, help="share of attention in a mask (%(default)s)"
+    )
     return parser
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m training.export CHECKPOINT --out X.onnx``: a checkpoint becomes a model file.
 
-The file is accepted only if its labels agree with the network's on real frames. What lower
-precision would change, and what it scores on labelled frames, is measured and written into it.
+The file is accepted only if its labels or its attention agree with the network's on real frames.
+What lower precision would change, and what it scores on labelled frames, is measured and written
+into it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import argparse
 import os
 import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +26,26 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from ctxseg_ros.machine import commit
-from ctxseg_ros.model_file import ModelFileError, read_model_info, write_metadata
+from ctxseg_ros.model_file import ModelFileError, ModelInfo, read_model_info, write_metadata
+from ctxseg_ros.prediction import Prediction
 from ctxseg_ros.runtimes import RuntimeUnavailable, open_runtime
 from ctxseg_ros.runtimes.open_vino import OpenVinoRuntime
 from training.data.files import DataError
 from training.data.frames import open_frames
 from training.data.pairs import pair_files
 from training.evaluate import evaluate_labels
+from training.networks.encoder import Encoder
+from training.systems.dino import DinoSystem
+from training.systems.distilled import DistilledSystem
 from training.systems.segmenter import SegmenterSystem
 from training.systems.unet import UNetSystem
 from training.systems.wnet import WNetSystem
 
 OPSET = 18
-#: Least share of pixels on which the file's labels equal the network's.
+#: Least share of pixels, or of patches, on which the file agrees with the network.
 PARITY = 0.999
+#: Patches agree whose attention differs by at most this share of their head's maximum.
+NEAR = 0.05
 #: Frames that parity and precision are measured on.
 FRAMES = 20
 #: Smaller tensors stay in float32: they are norms and biases, and few bytes.
@@ -48,9 +55,10 @@ HALVED_FROM = 4096
 _NOT_A_CHECKPOINT = (OSError, EOFError, RuntimeError, pickle.UnpicklingError)
 
 
-System = SegmenterSystem | UNetSystem | WNetSystem
+System = DinoSystem | DistilledSystem | SegmenterSystem | UNetSystem | WNetSystem
 SYSTEMS: dict[str, type[System]] = {
-    kind.__name__: kind for kind in (SegmenterSystem, UNetSystem, WNetSystem)
+    kind.__name__: kind
+    for kind in (DinoSystem, DistilledSystem, SegmenterSystem, UNetSystem, WNetSystem)
 }
 
 
@@ -58,9 +66,12 @@ class ExportError(RuntimeError):
     """The exported file does not do what the network does."""
 
 
-def export_graph(graph: nn.Module) -> onnx.ModelProto:
-    """A deployment graph with symbolic ``height`` and ``width``, without metadata."""
+def export_graph(graph: nn.Module, task: str) -> onnx.ModelProto:
+    """A task's deployment graph with symbolic ``height`` and ``width``, without metadata."""
     graph, stride = graph.eval(), graph.stride
+    outputs, sizes = ["labels", "confidence"], {1: "height", 2: "width"}
+    if task == "attention":
+        outputs, sizes = ["attention"], {2: "rows", 3: "columns"}
     # 16:9, so that no dimension that differs from frame to frame is taken for a constant.
     example = torch.zeros(1, 9 * stride, 16 * stride, 3, dtype=torch.uint8)
     rows, columns = torch.export.Dim("rows", min=2), torch.export.Dim("columns", min=2)
@@ -70,7 +81,7 @@ def export_graph(graph: nn.Module) -> onnx.ModelProto:
         dynamo=True,
         dynamic_shapes=({1: stride * rows, 2: stride * columns},),
         input_names=["image"],
-        output_names=["labels", "confidence"],
+        output_names=outputs,
         opset_version=OPSET,
         verbose=False,
     )
@@ -78,7 +89,7 @@ def export_graph(graph: nn.Module) -> onnx.ModelProto:
     model = program.model_proto
     _name_sizes(model.graph.input[0], {1: "height", 2: "width"})
     for output in model.graph.output:
-        _name_sizes(output, {1: "height", 2: "width"})
+        _name_sizes(output, sizes)
     _strip(model)
     return model
 
@@ -131,14 +142,16 @@ def load_system(checkpoint: Path) -> tuple[System, dict[str, Any]]:
         }
         kind = SYSTEMS[saved["system"]]
         # The weights are in the checkpoint: nothing to begin from is looked for.
-        untaught = {"weights": None, "pretrained": False} if kind is SegmenterSystem else {}
+        beginnings = {"weights": None, "pretrained": False}
+        untaught = {k: v for k, v in beginnings.items() if k in run["recipe"]}
         system = kind.load_from_checkpoint(
             checkpoint, map_location="cpu", weights_only=True, **untaught
         )
     except (*_NOT_A_CHECKPOINT, KeyError, TypeError, ValueError) as error:
         raise ExportError(f"{checkpoint}: no checkpoint of this version: {error}") from error
-    if weights := run["recipe"].get("weights"):
-        run["recipe"]["weights"] = Path(weights).name
+    for key in ("weights", "teacher_weights"):
+        if path := run["recipe"].get(key):
+            run["recipe"][key] = Path(path).name
     return system.eval(), run
 
 
@@ -149,27 +162,130 @@ def network_labels(system: System, frame: NDArray[np.uint8]) -> NDArray[np.uint8
     return logits[0].argmax(0).to(torch.uint8).numpy()
 
 
+def network_attention(encoder: Encoder, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Attention [heads, h, w] that the torch network gives to a frame uint8 [H, W, 3]."""
+    with torch.inference_mode():
+        _, attention = encoder.features(torch.from_numpy(frame).permute(2, 0, 1)[None])
+    grid = [side // encoder.patch for side in frame.shape[:2]]
+    return attention[0].unflatten(-1, grid).numpy()
+
+
 def agreement(left: Sequence[NDArray[np.uint8]], right: Sequence[NDArray[np.uint8]]) -> float:
     """Share of pixels on which two lists of label images agree."""
     equal = sum(int((a == b).sum()) for a, b in zip(left, right, strict=True))
     return equal / sum(a.size for a in left)
 
 
-def bf16_agreement(path: Path, frames: Sequence[NDArray[np.uint8]]) -> float | None:
-    """Share of pixels whose label OpenVINO's bf16 inference keeps, against its fp32.
+def attention_agreement(
+    expected: Sequence[NDArray[np.float32]], found: Sequence[NDArray[np.float32]]
+) -> tuple[float, float]:
+    """How well lists of maps [heads, h, w] agree, by what is expected of each head.
+
+    Returns:
+        The share of patches that differ by at most NEAR of their head's maximum, and the largest
+        difference as a share of it.
+    """
+    apart = np.concatenate(
+        [
+            (np.abs(a - b) / b.max((1, 2), keepdims=True)).ravel()
+            for a, b in zip(found, expected, strict=True)
+        ]
+    )
+    return float((apart <= NEAR).mean()), float(apart.max())
+
+
+def compare(expected: Sequence[NDArray], found: Sequence[NDArray]) -> dict[str, float]:
+    """How well two lists of labels, or of attention, agree: names and figures, a share first."""
+    if expected[0].dtype == np.uint8:
+        return {"label_agreement": round(agreement(expected, found), 6)}
+    share, apart = attention_agreement(expected, found)
+    return {"attention_agreement": round(share, 6), "attention_deviation": round(apart, 6)}
+
+
+def _said(prediction: Prediction) -> NDArray:
+    said = prediction.labels if prediction.attention is None else prediction.attention
+    assert said is not None
+    return said
+
+
+def parity(
+    info: ModelInfo, frames: Sequence[NDArray[np.uint8]], expected: Sequence[NDArray]
+) -> dict[str, float]:
+    """How well a model file agrees with the labels, or the attention, that a network gave.
+
+    Raises:
+        ExportError: on fewer than PARITY of the pixels or patches.
+    """
+    runtime = open_runtime(info, frames[0].shape[:2], device="cpu")
+    found = compare(expected, [_said(runtime.run(frame)) for frame in frames])
+    runtime.close()
+    name, share = next(iter(found.items()))
+    if not share >= PARITY:
+        what = "pixels' labels" if name == "label_agreement" else "patches' attention"
+        raise ExportError(
+            f"{share:.3%} of the {what} agree with the network, {PARITY:.1%} is the least: the "
+            "export went wrong; no file was written"
+        )
+    return {f"network_{name}": value for name, value in found.items()}
+
+
+def bf16_agreement(info: ModelInfo, frames: Sequence[NDArray[np.uint8]]) -> dict[str, float] | None:
+    """How well OpenVINO's bf16 inference agrees with its fp32.
 
     None on a processor without bf16: there OpenVINO would quietly compute both in fp32.
     """
     if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return None
-    info, model = read_model_info(path), path.read_bytes()
-    size = frames[0].shape[:2]
-    labels = []
+    model, size = info.path.read_bytes(), frames[0].shape[:2]
+    said = []
     for precision in ("fp32", "bf16"):
         runtime = OpenVinoRuntime(model, info, size, precision)
-        labels.append([runtime.run(frame).labels for frame in frames])
+        said.append([_said(runtime.run(frame)) for frame in frames])
         runtime.close()
-    return agreement(labels[0], labels[1])
+    return {f"bf16_{name}": value for name, value in compare(*said).items()}
+
+
+def write_checked(
+    model: onnx.ModelProto,
+    out: Path,
+    source: dict[str, Any],
+    check: Callable[[ModelInfo], dict[str, Any]],
+    **metadata: Any,
+) -> dict[str, Any]:
+    """Write a model file that appears only when ``check`` has raised nothing about its draft.
+
+    Args:
+        source: of the file; what ``check`` returns is added to it.
+        metadata: the rest of what ``write_metadata`` takes.
+
+    Returns:
+        ``ctxseg.source`` as written.
+    """
+    draft = out.with_suffix(".part")
+
+    def write() -> ModelInfo:
+        write_metadata(model, source=source, **metadata)
+        draft.write_bytes(model.SerializeToString())
+        return read_model_info(draft)
+
+    try:
+        source |= check(write())
+        write()
+        os.replace(draft, out)
+    finally:
+        draft.unlink(missing_ok=True)
+    return source
+
+
+def fitted_frames(
+    frames: Path, size: tuple[int, int], topic: str | None = None, stride: int = 1
+) -> list[NDArray[np.uint8]]:
+    """At most FRAMES real frames, evenly over every ``stride``-th of a source, at ``size``."""
+    images = open_frames(frames, topic, stride)
+    return [
+        cv2.resize(images[i], size[::-1], interpolation=cv2.INTER_AREA)
+        for i in _spread(len(images), FRAMES)
+    ]
 
 
 def export(
@@ -199,20 +315,35 @@ def export(
         stride: decode every stride-th of the frames only; 20 are used, evenly over those.
 
     Raises:
-        ExportError: the file's labels differ from the network's on more than 0.1 % of pixels.
+        ExportError: the file differs from the network on more than 0.1 % of pixels (attention:
+            patches), or labels are given for attention.
         DataError: there are no frames, or frames and labels do not fit.
     """
     system, run = load_system(checkpoint)
+    if truth is not None and system.task == "attention":
+        raise ExportError(
+            f"{checkpoint}: its task is attention, which labels cannot score: leave them out and "
+            "use python -m training.evaluate objects"
+        )
     size = tuple(system.hparams.size)
-    images = open_frames(frames, topic, stride)
-    pictures = [
-        cv2.resize(images[i], size[::-1], interpolation=cv2.INTER_AREA)
-        for i in _spread(len(images), FRAMES)
-    ]
-    expected = [network_labels(system, frame) for frame in pictures]
+    pictures = fitted_frames(frames, size, topic, stride)
     graph = system.graph()
-    model = export_graph(graph)
+    if system.task == "attention":
+        expected: list[NDArray] = [network_attention(graph.encoder, frame) for frame in pictures]
+    else:
+        expected = [network_labels(system, frame) for frame in pictures]
+    model = export_graph(graph, system.task)
     halve_weights(model)
+
+    def check(draft: ModelInfo) -> dict[str, Any]:
+        found: dict[str, Any] = {"parity": parity(draft, pictures, expected)}
+        if bf16 := bf16_agreement(draft, pictures):
+            found["precision"] = bf16
+        if truth is not None:
+            match = "none" if system.task == "semantic" else "hungarian"
+            scores = evaluate_labels(draft, pair_files(frames, truth), ignore, size, match=match)
+            found["scores"] = {"data": "/".join(frames.absolute().parts[-3:-1]), **scores}
+        return found
 
     origin, known_terms = system.origin()
     source: dict[str, Any] = {
@@ -221,46 +352,36 @@ def export(
         "commit": commit(),
         "licence": {"data": terms or known_terms, "weights": "Apache-2.0"},
     }
-    draft = out.with_suffix(".part")
+    return write_checked(
+        model,
+        out,
+        source,
+        check,
+        name=name,
+        task=system.task,
+        classes=system.class_infos(),
+        stride=graph.stride,
+        size=size,
+    )
 
-    def write() -> None:
-        write_metadata(
-            model,
-            name=name,
-            task=system.task,
-            classes=system.class_infos(),
-            stride=graph.stride,
-            size=size,
-            source=source,
+
+def report(out: Path, source: dict[str, Any]) -> None:
+    """Print what was written and measured."""
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+    figures = source["parity"]
+    if "network_label_agreement" in figures:
+        print(f"labels agree with the network on {figures['network_label_agreement']:.3%}")
+    else:
+        print(
+            f"attention agrees with the network on {figures['network_attention_agreement']:.3%} "
+            f"of patches, {figures['network_attention_deviation']:.3%} of the peak apart at most"
         )
-        draft.write_bytes(model.SerializeToString())
-
-    try:
-        write()
-        runtime = open_runtime(read_model_info(draft), size, device="cpu")
-        parity = agreement(expected, [runtime.run(frame).labels for frame in pictures])
-        runtime.close()
-        if parity < PARITY:
-            raise ExportError(
-                f"labels agree with the network on {parity:.3%} of pixels, {PARITY:.1%} is the "
-                "least: the export went wrong; no file was written"
-            )
-        source["parity"] = {"network_label_agreement": round(parity, 6)}
-        bf16 = bf16_agreement(draft, pictures)
-        if bf16 is not None:
-            source["precision"] = {"bf16_label_agreement": round(bf16, 6)}
-        if truth is not None:
-            match = "none" if system.task == "semantic" else "hungarian"
-            scores = evaluate_labels(
-                read_model_info(draft), pair_files(frames, truth), ignore, size, match=match
-            )
-            source["scores"] = {"data": "/".join(frames.absolute().parts[-3:-1]), **scores}
-        write()
-        read_model_info(draft)
-        os.replace(draft, out)
-    finally:
-        draft.unlink(missing_ok=True)
-    return source
+    if "precision" in source:
+        print(f"bf16 agrees with fp32 on {next(iter(source['precision'].values())):.3%}")
+    else:
+        print("bf16 was not measured, so the model will run in fp32")
+    if "scores" in source:
+        print(f"mIoU {source['scores']['miou']:.4f}")
 
 
 def _spread(items: int, count: int) -> range:
@@ -310,14 +431,7 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
-    print(f"labels agree with the network on {source['parity']['network_label_agreement']:.3%}")
-    if "precision" in source:
-        print(f"bf16 agrees with fp32 on {source['precision']['bf16_label_agreement']:.3%}")
-    else:
-        print("bf16 not measured: this processor has none, so the model will run in fp32")
-    if "scores" in source:
-        print(f"mIoU {source['scores']['miou']:.4f}")
+    report(args.out, source)
     return 0
 
 

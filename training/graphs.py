@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks as they are deployed: uint8 frames in, uint8 labels and confidence out."""
+"""Networks as they are deployed: uint8 frames in, uint8 labels and confidence, or attention out."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.clustering import Clustering
+from training.networks.encoder import Encoder
 from training.networks.segmenter import Segmenter
 from training.networks.unet import UNet
 
 
-class SegmenterGraph(nn.Module):
-    """A Segmenter with its pre- and postprocessing inside, in operators that every runtime has.
+class _ViTGraph(nn.Module):
+    """What graphs of ViTs share, in operators that every runtime has.
 
     - One byte a channel comes in, and only a Cast sees it (TensorRT takes uint8 into nothing
       else).
@@ -23,15 +25,11 @@ class SegmenterGraph(nn.Module):
       ``b' = b - sum(W mean / std)``.
     - Attention is written out with the query scaled before the product, the form that TensorRT
       fuses.
-    - The logits are upsampled by one Resize. Interpolation written as two matrix products was
-      slower for masks at 4 pixels (K = 11 at 352x480, two cores, ONNX Runtime: 9.1 against
-      4.8 ms) and no faster at K = 150.
     """
 
-    def __init__(self, network: Segmenter) -> None:
+    def __init__(self, network: nn.Module, encoder: Encoder) -> None:
         super().__init__()
-        encoder = network.encoder
-        self.encoder, self.decoder, self.stride = encoder, network.decoder, encoder.patch
+        self.encoder, self.stride = encoder, encoder.patch
         convolution = encoder.vit.patch_embed.proj
         mean, std = encoder.mean[:, None, None], encoder.std[:, None, None]
         bias = convolution.bias - (convolution.weight * mean / std).sum((1, 2, 3))
@@ -40,6 +38,24 @@ class SegmenterGraph(nn.Module):
         for module in network.modules():
             if hasattr(module, "fused_attn"):
                 module.fused_attn = False
+
+    def patches(self, image: Tensor) -> Tensor:
+        """Normalised patch embeddings [1, h, w, D] of an image uint8 [1, H, W, 3]."""
+        x = image.to(torch.float32).permute(0, 3, 1, 2)
+        return F.conv2d(x, self.weight, self.bias, stride=self.stride).permute(0, 2, 3, 1)
+
+
+class SegmenterGraph(_ViTGraph):
+    """A Segmenter with its pre- and postprocessing inside.
+
+    The logits are upsampled by one Resize. Interpolation written as two matrix products was slower
+    for masks at 4 pixels (K = 11 at 352x480, two cores, ONNX Runtime: 9.1 against 4.8 ms) and no
+    faster at K = 150.
+    """
+
+    def __init__(self, network: Segmenter) -> None:
+        super().__init__(network, network.encoder)
+        self.decoder = network.decoder
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Labels and confidence.
@@ -51,12 +67,62 @@ class SegmenterGraph(nn.Module):
             labels uint8 [1, H, W] and confidence uint8 [1, H, W], 255 x top-class probability.
         """
         height, width = image.shape[1:3]
-        x = image.to(torch.float32).permute(0, 3, 1, 2)
-        patches = F.conv2d(x, self.weight, self.bias, stride=self.stride).permute(0, 2, 3, 1)
         masks = self.decoder(
-            self.encoder.encode(patches), (height // self.stride, width // self.stride)
+            self.encoder.encode(self.patches(image)), (height // self.stride, width // self.stride)
         )
         logits = F.interpolate(masks, size=(height, width), mode="bilinear", align_corners=False)
+        return labels_and_confidence(logits)
+
+
+class AttentionGraph(_ViTGraph):
+    """The CLS row of an encoder's last attention, and nothing that only other outputs need.
+
+    Raises:
+        ValueError: the ViT has no CLS token.
+    """
+
+    def __init__(self, network: Encoder) -> None:
+        if network.vit.cls_token is None:
+            raise ValueError("this ViT has no CLS token, whose attention could be shown")
+        super().__init__(network, network)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Attention.
+
+        Args:
+            image: uint8 [1, H, W, 3], RGB; H and W multiples of the patch.
+
+        Returns:
+            float [1, heads, H/patch, W/patch]: what the patches have of a softmax over all tokens.
+        """
+        patches = self.patches(image)
+        return self.encoder.attention(patches).unflatten(-1, patches.shape[1:3])
+
+
+class ClusterGraph(_ViTGraph):
+    """Which cluster each patch of an encoder belongs to, by the cosine with its nearest centroid.
+
+    Args:
+        network: the encoder. clustering: of its output tokens.
+        temperature: of the softmax over the cosines, whose greatest is the confidence.
+    """
+
+    def __init__(self, network: Encoder, clustering: Clustering, temperature: float) -> None:
+        super().__init__(network, network)
+        self.counts = clustering.counts.tolist()
+        self.mean = nn.Parameter(torch.from_numpy(clustering.mean))
+        self.projection = nn.Parameter(torch.from_numpy(clustering.projection))
+        self.centroids = nn.Parameter(torch.from_numpy(clustering.centroids / temperature))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels and confidence, as SegmenterGraph's; the cosines are upsampled bilinearly."""
+        patches = self.patches(image)
+        tokens = F.normalize(self.encoder.encode(patches), dim=-1)
+        tokens = F.normalize((tokens - self.mean) @ self.projection, dim=-1)
+        cosines = (tokens @ self.centroids.T).split(self.counts, dim=-1)
+        logits = torch.stack([c.amax(-1) for c in cosines], dim=1)
+        logits = logits.unflatten(-1, patches.shape[1:3])
+        logits = F.interpolate(logits, image.shape[1:3], mode="bilinear", align_corners=False)
         return labels_and_confidence(logits)
 
 

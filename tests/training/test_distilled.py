@@ -32,9 +32,11 @@ def teacher_weights(tmp_path_factory):
 @pytest.fixture
 def system(teacher_weights):
     torch.manual_seed(0)
-    return DistilledSystem(
+    system = DistilledSystem(
         "test_vit2", teacher="test_vit", teacher_weights=str(teacher_weights), size=tuple(SIZE)
     )
+    system.setup("fit")
+    return system
 
 
 @pytest.fixture
@@ -92,12 +94,8 @@ def test_losses_against_slow_sums(system, street_frames):
     assert float(unlike) == pytest.approx(np.mean(angles), rel=1e-4)
 
 
-def test_teacher_sees_the_same_grid_at_its_own_patch(teacher_weights, street_frames):
-    system = DistilledSystem(
-        "test_vit2", teacher="test_vit", teacher_weights=str(teacher_weights), size=(64, 96)
-    )
+def test_teacher_sees_the_same_grid_at_its_own_patch(system, street_frames):
     (teacher,) = system._teacher
-    teacher.patch = 16  # test_vit's own
     system.network.patch = 32  # as if the student's patches were twice as large
     images = torch.from_numpy(street_frames[0][:128, :192]).permute(2, 0, 1)[None]
     tokens, attention = system.teach(images)

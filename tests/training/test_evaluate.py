@@ -10,6 +10,7 @@ import pytest
 import scipy.io
 import skimage
 
+from ctxseg_ros.attention import mask_image, mass_mask
 from ctxseg_ros.crf import refine
 from ctxseg_ros.merging import hierarchy
 from ctxseg_ros.model_file import read_model_info
@@ -18,8 +19,9 @@ from ctxseg_ros.runtimes import open_runtime
 from training import evaluate
 from training.data.bsds import pair_truths, read_truths
 from training.data.files import DataError, read_image
-from training.data.pairs import IGNORE, pair_files
-from training.evaluate import count_pixels, evaluate_labels, evaluate_regions
+from training.data.pairs import IGNORE, Pair, pair_files
+from training.evaluate import count_pixels, evaluate_labels, evaluate_objects, evaluate_regions
+from training.objects import centre_prior, random_vit
 from training.regions import LEVELS, score_hierarchy, score_image, score_set
 from training.scores import Scores
 
@@ -329,3 +331,142 @@ def test_attention_models_have_no_labels_to_score(model_factory, labelled):
         evaluate_labels(info, pair_files(root / "images", root / "labels"))
     with pytest.raises(ValueError, match="task attention"):
         evaluate_regions(info, pair_files(root / "images", root / "labels"))
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory, street_frames, model_factory):
+    """Real frames in two sequences, one without an object; their masks; an attention model."""
+    root = tmp_path_factory.mktemp("objects")
+    rng = np.random.default_rng(0)
+    stems = ("one/0", "one/1", "one/2", "two/0")
+    for i, (stem, frame) in enumerate(zip(stems, street_frames, strict=False)):
+        mask = np.zeros(frame.shape[:2], np.uint8)
+        if stem != "one/1":
+            top, left = rng.integers(100), rng.integers(300)
+            mask[top : top + 90 + 40 * i, left : left + 200] = 1 + i
+        for part, pixels in (("images", frame[..., ::-1]), ("masks", mask)):
+            path = root / part / f"{stem}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), pixels)
+    return root, model_factory(task="attention", stride=8)
+
+
+def object_scores(root: Path, attention):
+    """scores(mass) -> Jaccard of the mean [frames with an object], of each head [frames, heads]."""
+    truths, maps = [], []
+    for stem in ("one/0", "one/2", "two/0"):
+        truths.append(read_image(root / "masks" / f"{stem}.png").any(-1))
+        maps.append(attention(read_image(root / "images" / f"{stem}.png")))
+
+    def jaccard(plane, truth, mass):
+        mask = mask_image(mass_mask(plane, mass), *truth.shape) > 0
+        return (mask & truth).sum() / (mask | truth).sum()
+
+    def scores(mass: float):
+        both = list(zip(maps, truths, strict=True))
+        heads = [[jaccard(head, truth, mass) for head in each] for each, truth in both]
+        return (
+            np.array([jaccard(each.mean(0), truth, mass) for each, truth in both]),
+            np.array(heads),
+        )
+
+    return scores
+
+
+def test_objects_are_scored_by_frame(objects):
+    root, model = objects
+    info = read_model_info(model)
+    pairs = pair_files(root / "images", root / "masks")
+    found = evaluate_objects(info, pairs, 0.4, (72, 160), "cpu")
+    segmenter = FrameSegmenter(open_runtime(info, (72, 160), "cpu"))
+    untaught = random_vit(9, 20)
+    for result, attention in (
+        (found, lambda image: segmenter.segment(image).attention),
+        (found["controls"]["random_vit"], untaught),
+        (found["controls"]["centre_prior"], lambda _: centre_prior(9, 20)),
+    ):
+        scores = object_scores(root, attention)
+        mean, heads = scores(0.4)
+        assert result["jaccard_mean"] == pytest.approx(mean.mean(), abs=1e-6)
+        assert result["jaccard_best_head"] == pytest.approx(heads.max(1).mean(), abs=1e-6)
+        by_head = heads.mean(0)
+        assert result["jaccard_fixed_head"] == pytest.approx(by_head.max(), abs=1e-6)
+        assert result["fixed_head"] == by_head.argmax()
+        curve = [scores(m / 20)[0].mean() for m in range(1, 20)]
+        area = (sum(curve) - (curve[0] + curve[-1]) / 2) / 18
+        assert result["mass_curve_area"] == pytest.approx(area, abs=1e-6)
+    assert (found["images"], found["without_object"], found["mass"]) == (3, 1, 0.4)
+    sequences = found["sequences"]
+    assert [(name, each["images"]) for name, each in sequences.items()] == [("one", 2), ("two", 1)]
+    for key in ("jaccard_mean", "jaccard_best_head"):
+        mean = (2 * sequences["one"][key] + sequences["two"][key]) / 3
+        assert mean == pytest.approx(found[key], abs=2e-6)
+    for control in ("random_vit", "centre_prior"):
+        mean = (2 * sequences["one"][control] + sequences["two"][control]) / 3
+        assert mean == pytest.approx(found["controls"][control]["jaccard_mean"], abs=2e-6)
+
+
+def test_one_folder_of_frames_is_one_sequence(objects):
+    root, model = objects
+    pairs = pair_files(root / "images" / "two", root / "masks" / "two")
+    found = evaluate_objects(read_model_info(model), pairs, 0.6, (24, 48), "cpu")
+    assert found["sequences"].keys() == {"two"}
+    assert found["sequences"]["two"]["jaccard_mean"] == found["jaccard_mean"]
+
+
+def test_objects_are_checked_before_the_model_runs(objects, model_factory, tmp_path, monkeypatch):
+    root, model = objects
+    info = read_model_info(model)
+    pairs = pair_files(root / "images", root / "masks")
+    monkeypatch.setattr(evaluate, "open_runtime", lambda *_: pytest.fail("the model was opened"))
+    with pytest.raises(ValueError, match="tiny is a model of task clusters: it has no attention"):
+        evaluate_objects(read_model_info(model_factory(task="clusters")), pairs)
+    for mass in (0, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="mass must be above 0 and up to 1"):
+            evaluate_objects(info, pairs, mass)
+    empty = pair_files(root / "images" / "one", root / "masks" / "one")[1:2]
+    with pytest.raises(DataError, match="no mask has an object"):
+        evaluate_objects(info, empty)
+    for stem in ("one/0", "two/0"):
+        (tmp_path / stem).parent.mkdir()
+        cv2.imwrite(str(tmp_path / f"{stem}.png"), np.ones((30, 40), np.uint8))
+    broken = [Pair(p.image, tmp_path / p.label.relative_to(root / "masks")) for p in pairs[::3]]
+    with pytest.raises(DataError) as refused:
+        evaluate_objects(info, broken)
+    for stem in ("one/0", "two/0"):
+        assert f"{tmp_path / stem}.png: labels are 40x30, their image" in str(refused.value)
+
+
+def test_command_scores_objects(objects, tmp_path):
+    root, model = objects
+    out = tmp_path / "out.json"
+    common = ("objects", "--model", model, "--images", root / "images")
+    done = run(
+        *common, "--masks", root / "masks", "--size", "24x48", "--device", "cpu", "--json", out
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    assert report.keys() >= {"machine", "commit", "model", "size", "mass", "images"}
+    assert report["mass"] == 0.6
+    assert "3 images, mass 0.6" in done.stdout
+    assert "1 without an object left out" in done.stdout
+    keys = ("jaccard_mean", "mass_curve_area")
+    for each in (report, *report["controls"].values()):
+        assert all(f"{each[key]:.3f}" in done.stdout for key in keys)
+    assert "one (2)" in done.stdout
+
+
+def test_command_refuses_what_objects_cannot_use(objects, tmp_path, monkeypatch, capsys):
+    root, model = objects
+    (tmp_path / "empty").mkdir()
+    for masks, more, said in (
+        (tmp_path / "empty", (), "empty: no image files in it"),
+        (root / "masks", ("--size", "25x48"), "Nearest: 24x48 or 32x48"),
+        (root / "masks", ("--mass", "60"), "mass must be above 0 and up to 1, not 60"),
+    ):
+        args = ("objects", "--model", model, "--images", root / "images", "--masks", masks, *more)
+        monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, args)])
+        assert evaluate.main() == 1
+        error = capsys.readouterr().err
+        assert error.startswith("evaluate: ")
+        assert said in error

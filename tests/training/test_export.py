@@ -22,8 +22,18 @@ from ctxseg_ros.runtimes import devices, open_runtime
 from training import export as command
 from training.data.camvid import CLASSES
 from training.data.frames import open_frames
-from training.export import export, export_graph, halve_weights, network_labels
+from training.export import (
+    ExportError,
+    attention_agreement,
+    export,
+    export_graph,
+    halve_weights,
+    network_labels,
+)
 from training.graphs import SegmenterGraph
+from training.networks.encoder import Encoder
+from training.systems.dino import DinoSystem
+from training.systems.distilled import DistilledSystem
 from training.systems.segmenter import SegmenterSystem
 from training.systems.unet import UNetSystem
 from training.systems.wnet import WNetSystem
@@ -187,6 +197,75 @@ def test_convolutional_files_describe_themselves(convolutional, tmp_path):
     assert left <= {*OPERATORS, "BatchNormalization", "ConvTranspose", "MaxPool", "Relu"}
 
 
+@pytest.fixture(scope="module", params=[DistilledSystem, DinoSystem])
+def attentive(request, tmp_path_factory) -> tuple[L.LightningModule, Path]:
+    """(system, its checkpoint) of a student of a teacher's attention, and of self-distillation."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp(request.param.__name__)
+    if request.param is DistilledSystem:
+        teacher = folder / "teacher.pth"
+        torch.save(Encoder("test_vit", (224, 224)).vit.state_dict(), teacher)
+        system = DistilledSystem(
+            "test_vit", teacher="test_vit", teacher_weights=str(teacher), size=(96, 128)
+        )
+        encoder = system.network
+    else:
+        system = DinoSystem("test_vit", size=(96, 128), outputs=16, hidden=8, bottleneck=4)
+        encoder = system.teacher.encoder
+    with torch.no_grad():
+        for block in encoder.vit.blocks:
+            block.attn.qkv.weight *= 6  # far from even attention
+        encoder.vit.pos_embed.normal_(std=0.3)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(system.eval())
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return encoder, folder / "last.ckpt"
+
+
+def test_attention_of_a_checkpoint(attentive, frames_dir, street_frames, tmp_path):
+    encoder, checkpoint = attentive
+    out = tmp_path / "small.onnx"
+    export(checkpoint, out, "small", frames_dir, None)
+    info = read_model_info(out)
+    assert (info.task, info.classes, info.size) == ("attention", (), (96, 128))
+    assert info.source["parity"]["network_attention_agreement"] >= 0.999
+    assert info.source["parity"]["network_attention_deviation"] < 0.02  # of half precision
+    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        assert 0.5 < info.source["precision"]["bf16_attention_agreement"] <= 1
+    assert str(checkpoint.parent) not in str(info.source)
+    runtime = open_runtime(info, (64, 144), "cpu")
+    frame = cv2.resize(street_frames[0], (144, 64))
+    with torch.inference_mode():
+        rows = encoder.features(torch.from_numpy(frame).permute(2, 0, 1)[None])[1][0]
+    expected = rows.unflatten(-1, (4, 9)).numpy()
+    np.testing.assert_allclose(runtime.run(frame).attention, expected, atol=0.02 * expected.max())
+    assert expected.max() > 2 * expected.mean()
+
+
+def test_attention_is_refused_where_it_differs_and_with_labels(
+    attentive, frames_dir, tmp_path, monkeypatch
+):
+    _, checkpoint = attentive
+    with pytest.raises(ExportError, match=r"training\.evaluate objects"):
+        export(checkpoint, tmp_path / "x.onnx", "x", frames_dir, frames_dir)
+    known = command.network_attention
+    monkeypatch.setattr(command, "network_attention", lambda *args: known(*args)[:, ::-1])
+    with pytest.raises(ExportError, match=r"% of the patches' attention agree with the network"):
+        export(checkpoint, tmp_path / "x.onnx", "x", frames_dir, None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_attention_agreement_by_hand():
+    expected = np.zeros((2, 2, 4), np.float32)
+    expected[0, 0, 0], expected[1, 1, 3] = 0.5, 0.01
+    found = expected.copy()
+    found[0, 1, 1] = 0.024  # 4.8 % of its head's peak
+    found[1, 0, 0] = 0.001  # 10 %
+    share, apart = attention_agreement([expected, expected], [expected, found])
+    assert share == 31 / 32
+    assert apart == pytest.approx(0.1)
+
+
 def test_folded_normalisation_is_exact(system, street_frames):
     network = copy.deepcopy(system.network).double()
     graph = SegmenterGraph(network).eval()
@@ -238,7 +317,7 @@ def test_runtimes_agree_on_shipped_models_and_real_frames(street_frames):
 
 
 def test_halved_weights_stay_within_half_precision(system):
-    model = export_graph(system.graph())
+    model = export_graph(system.graph(), system.task)
     before = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     size = model.ByteSize()
     halve_weights(model)

@@ -3,12 +3,19 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import RotaryEmbeddingDinoV3, apply_rot_embed_cat
+from timm.models.eva import Eva, EvaAttention
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+
+from training.networks.weights import load_weights, read_weights, stored_size
 
 
 class Encoder(nn.Module):
@@ -22,10 +29,11 @@ class Encoder(nn.Module):
     Args:
         name: timm architecture, such as ``deit_tiny_patch16_224``. Its ``pretrained_cfg`` supplies
             the normalisation, so the name has to be the one that the weights belong to.
-        size: (height, width) in pixels of the grid that the position embedding is stored for.
+        size: (height, width) in pixels of the grid that the position embedding is stored for;
+            None keeps the weights' own, so that nothing is resampled twice.
         pretrained: True downloads the weights that timm has under ``name``.
-        weights: a local file (``.pth`` or ``.safetensors``) to load in their place; its position
-            embedding is resampled to ``size``. Loaded without unpickling code.
+        weights: a local file to load in their place, see ``training.networks.weights``; its
+            position embedding is resampled to ``size``.
         dropout: rate in the linear layers; attention_dropout: rate on the attention weights.
         drop_path: stochastic depth at the last block, rising linearly from 0 at the first.
         last_heads: heads of the last block's attention; None leaves the architecture's. The
@@ -33,13 +41,15 @@ class Encoder(nn.Module):
 
     Raises:
         FileNotFoundError: ``weights`` names no file.
-        ValueError: ``size`` is no multiple of the patch, or the width none of ``last_heads``.
+        ValueError: ``name`` is no ViT of timm, ``weights`` are another network's, ``size`` is no
+            multiple of the patch, or the width none of ``last_heads``.
+        OSError: the weights of ``name`` cannot be downloaded.
     """
 
     def __init__(
         self,
         name: str,
-        size: tuple[int, int],
+        size: tuple[int, int] | None,
         pretrained: bool = False,
         weights: str | Path | None = None,
         dropout: float = 0.0,
@@ -48,26 +58,47 @@ class Encoder(nn.Module):
         last_heads: int | None = None,
     ) -> None:
         super().__init__()
-        if weights is not None and not Path(weights).is_file():
-            raise FileNotFoundError(f"backbone weights {weights}: no such file")
-        self.vit = timm.create_model(
+        local = read_weights(weights) if weights is not None else None
+        if size is None and local is not None:
+            size = stored_size(local)
+        self.vit = create_vit(
             name,
-            pretrained=pretrained or weights is not None,
-            pretrained_cfg_overlay={"file": str(weights)} if weights is not None else None,
-            img_size=tuple(size),
-            num_classes=0,
-            global_pool="",
+            pretrained=pretrained and local is None,
+            img_size=None if size is None else tuple(size),
             proj_drop_rate=dropout,
             attn_drop_rate=attention_dropout,
             drop_path_rate=drop_path,
         )
+        if local is not None:
+            load_weights(self.vit, name, local)
         self.patch: int = self.vit.patch_embed.patch_size[0]
         self.dim: int = self.vit.embed_dim
-        check_multiple(size, self.patch)
+        self.rotates = getattr(self.vit, "rope", None) is not None
+        if size is not None:
+            check_multiple(size, self.patch)
         if last_heads is not None:
             share_out(self.vit.blocks[-1].attn, last_heads)
         self.register_buffer("mean", torch.tensor(self.vit.pretrained_cfg["mean"]), False)
         self.register_buffer("std", torch.tensor(self.vit.pretrained_cfg["std"]), False)
+
+    def rotary(self, height: int, width: int) -> Tensor:
+        """DINOv3's rotary embedding [height * width, 2 * head width] of a grid, sines first.
+
+        What timm computes, which cannot be exported for a grid of any size.
+        """
+        periods = self.vit.rope.periods
+        rows, columns = (
+            2 * math.pi * (2 * (torch.arange(n, device=periods.device) + 0.5) / n - 1)[:, None]
+            for n in (height, width)
+        )
+        angles = torch.cat(
+            [
+                (rows / periods)[:, None].expand(-1, width, -1),
+                (columns / periods)[None].expand(height, -1, -1),
+            ],
+            dim=-1,
+        ).flatten(0, 1)
+        return torch.cat([angles.sin(), angles.sin(), angles.cos(), angles.cos()], dim=-1)
 
     def position_embedding(self, height: int, width: int) -> Tensor:
         """The position embedding [1, prefix + height * width, D] for a grid of patches."""
@@ -93,17 +124,36 @@ class Encoder(nn.Module):
         tokens = [t for t in (vit.cls_token, vit.reg_token) if t is not None]
         prefix = [t.expand(batch, -1, -1) for t in tokens]
         x = vit.patch_embed.norm(patches.flatten(1, 2))
-        position = self.position_embedding(height, width)
-        if vit.no_embed_class:
-            x = torch.cat([*prefix, x + position], dim=1)
+        if vit.pos_embed is None:
+            x = torch.cat([*prefix, x], dim=1)
+        elif vit.no_embed_class:
+            x = torch.cat([*prefix, x + self.position_embedding(height, width)], dim=1)
         else:
-            x = torch.cat([*prefix, x], dim=1) + position
+            x = torch.cat([*prefix, x], dim=1) + self.position_embedding(height, width)
         return vit.norm_pre(vit.pos_drop(x))
+
+    def before_last(self, patches: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What enters the last block: tokens [B, prefix + h * w, D], and the rotary embedding.
+
+        The latter as the keyword argument that blocks of networks with one take, else nothing.
+        """
+        x = self.tokens(patches)
+        rope = {"rope": self.rotary(*patches.shape[1:3])} if self.rotates else {}
+        for block in self.vit.blocks[:-1]:
+            x = block(x, **rope)
+        return x, rope
 
     def encode(self, patches: Tensor) -> Tensor:
         """Tokens [B, h * w, D] after the last LayerNorm, from patch embeddings [B, h, w, D]."""
         vit = self.vit
-        return vit.norm(vit.blocks(self.tokens(patches)))[:, vit.num_prefix_tokens :]
+        x, rope = self.before_last(patches)
+        return vit.norm(vit.blocks[-1](x, **rope))[:, vit.num_prefix_tokens :]
+
+    def attention(self, patches: Tensor) -> Tensor:
+        """``features``'s CLS row [B, heads, h * w] alone, from patch embeddings [B, h, w, D]."""
+        last = self.vit.blocks[-1]
+        x, rope = self.before_last(patches)
+        return cls_row(last.attn, last.norm1(x), **rope)[..., self.vit.num_prefix_tokens :]
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """All tokens after the last LayerNorm and the CLS row of the last block's attention.
@@ -117,12 +167,10 @@ class Encoder(nn.Module):
         """
         check_multiple(images.shape[-2:], self.patch)
         vit = self.vit
-        x = self.tokens(self.embed(images))
-        for block in vit.blocks[:-1]:
-            x = block(x)
+        x, rope = self.before_last(self.embed(images))
         last = vit.blocks[-1]
-        row = cls_row(last.attn, last.norm1(x))
-        return vit.norm(last(x)), row[..., vit.num_prefix_tokens :]
+        row = cls_row(last.attn, last.norm1(x), **rope)
+        return vit.norm(last(x, **rope)), row[..., vit.num_prefix_tokens :]
 
     def forward(self, images: Tensor) -> Tensor:
         """Patch tokens.
@@ -137,9 +185,24 @@ class Encoder(nn.Module):
         return self.encode(self.embed(images))
 
 
+def create_vit(name: str, **options: Any) -> VisionTransformer | Eva:
+    """A ViT of timm without its head. Raises ValueError for what is none, or one not handled."""
+    try:
+        vit = timm.create_model(name, num_classes=0, global_pool="", **options)
+    except (AssertionError, RuntimeError, TypeError) as error:
+        raise ValueError(f"timm makes no ViT called {name}: {error}") from error
+    rope = getattr(vit, "rope", None)
+    if not (
+        isinstance(vit, VisionTransformer | Eva)
+        and (rope is None or isinstance(rope, RotaryEmbeddingDinoV3))
+    ):
+        raise ValueError(f"{name} is no ViT as DINO, DINOv2, DINOv3 and DeiT are; take one of them")
+    return vit
+
+
 def share_out(attention: nn.Module, heads: int) -> None:
     """Give a timm ``Attention`` another number of heads. Raises ValueError if it does not fit."""
-    dim = attention.attn_dim
+    dim = attention.num_heads * attention.head_dim
     if heads < 1 or dim % heads:
         fits = ", ".join(str(h) for h in range(1, 17) if dim % h == 0)
         raise ValueError(f"{heads} heads do not share {dim} dimensions; these do: {fits}")
@@ -147,23 +210,45 @@ def share_out(attention: nn.Module, heads: int) -> None:
     attention.scale = attention.head_dim**-0.5
 
 
-def cls_row(attention: nn.Module, tokens: Tensor) -> Tensor:
+def cls_row(attention: nn.Module, tokens: Tensor, rope: Tensor | None = None) -> Tensor:
     """The first token's row of softmax(Q K^T / sqrt(d)), without the other N rows.
 
     Args:
-        attention: a timm ``Attention``.
+        attention: a timm ``Attention`` or ``EvaAttention``.
         tokens: float [B, N, D], normalised, CLS first.
+        rope: as ``Encoder.rotary`` gives it, for the tokens that are patches.
 
     Returns:
         float [B, heads, N]; each row sums to 1.
     """
     heads = attention.num_heads
     query, key, _ = attention.qkv.weight.chunk(3)
-    biases = (None, None, None) if attention.qkv.bias is None else attention.qkv.bias.chunk(3)
-    q = F.linear(tokens[:, :1], query, biases[0]).unflatten(-1, (heads, -1)).transpose(1, 2)
-    k = F.linear(tokens, key, biases[1]).unflatten(-1, (heads, -1)).transpose(1, 2)
-    q, k = attention.q_norm(q), attention.k_norm(k)
-    return ((q * attention.scale) @ k.transpose(-2, -1)).softmax(-1).squeeze(2)
+    query_bias, key_bias = _biases(attention)
+    q = F.linear(tokens[:, :1], query, query_bias).unflatten(-1, (heads, -1)).transpose(1, 2)
+    q = attention.q_norm(q) * attention.scale  # [B, heads, 1, d]
+    if rope is None and isinstance(attention.k_norm, nn.Identity):
+        # q . (W x) = (W^T q) . x needs a D x D product once, not for each token. The bias of the
+        # keys adds the same to all logits of a head, and the softmax drops it.
+        rows = (q @ key.unflatten(0, (heads, -1))).squeeze(2)
+        return (tokens @ rows.transpose(1, 2)).transpose(1, 2).softmax(-1)
+    k = F.linear(tokens, key, key_bias).unflatten(-1, (heads, -1)).transpose(1, 2)
+    k = attention.k_norm(k)
+    if rope is not None:
+        # The CLS token and so its query is not rotated, nor are the registers.
+        prefix, half = attention.num_prefix_tokens, attention.rotate_half
+        rotated = apply_rot_embed_cat(k[:, :, prefix:], rope, half=half)
+        k = torch.cat([k[:, :, :prefix], rotated], dim=2)
+    return (q @ k.transpose(-2, -1)).squeeze(2).softmax(-1)
+
+
+def _biases(attention: nn.Module) -> tuple[Tensor | None, Tensor | None]:
+    """The biases of queries and keys."""
+    if isinstance(attention, EvaAttention):
+        return attention.q_bias, None
+    if attention.qkv.bias is None:
+        return None, None
+    query, key, _ = attention.qkv.bias.chunk(3)
+    return query, key
 
 
 def check_multiple(size: tuple[int, int] | torch.Size, patch: int) -> None:

@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ctxseg_ros.model_file import ClassInfo
 from training.data.files import DataError
 from training.data.unlabelled import Frames, UnlabelledBatch
-from training.networks.encoder import Encoder
+from training.graphs import AttentionGraph
+from training.networks.encoder import Encoder, create_vit
 from training.pictures import attention_sheet, log_picture
 from training.systems.labelled import decay_groups, finite, poly
 
@@ -59,15 +61,23 @@ class DistilledSystem(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        source = Encoder(teacher, (224, 224), teacher_weights is None, teacher_weights)
-        # No submodule: its weights are not the run's, and belong into no checkpoint.
-        self._teacher = (source.eval().requires_grad_(False),)
-        heads = source.vit.blocks[-1].attn.num_heads
+        with torch.device("meta"):  # its shape is enough: a finished student needs no teacher
+            shape = create_vit(teacher)
+        heads = shape.blocks[-1].attn.num_heads
         self.network = Encoder(backbone, size, pretrained, weights, last_heads=heads)
-        self.head = nn.Linear(self.network.dim, source.dim)
-        self.standardise = nn.BatchNorm1d(source.dim, affine=False)
+        self.head = nn.Linear(self.network.dim, shape.embed_dim)
+        self.standardise = nn.BatchNorm1d(shape.embed_dim, affine=False)
+        # No submodule: its weights are not the run's, and belong into no checkpoint.
+        self._teacher: tuple[Encoder, ...] = ()
         #: The frames that taught it, in words.
         self.data = "nothing yet"
+
+    def setup(self, stage: str) -> None:
+        """Load the teacher. Raises as Encoder does."""
+        h = self.hparams
+        if not self._teacher:
+            teacher = Encoder(h.teacher, None, h.teacher_weights is None, h.teacher_weights)
+            self._teacher = (teacher.eval().requires_grad_(False),)
 
     def teach(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's patch tokens [B, N, D] and attention [B, heads, N] on the student's grid.
@@ -96,6 +106,18 @@ class DistilledSystem(L.LightningModule):
             found.clamp(min=1e-12).log().flatten(0, 1), wanted.flatten(0, 1), reduction="batchmean"
         )
         return apart, unlike, found, wanted
+
+    def graph(self) -> nn.Module:
+        """The student as it is deployed, see ``training.graphs``."""
+        return AttentionGraph(self.network)
+
+    def class_infos(self) -> list[ClassInfo]:
+        """None: attention has no classes."""
+        return []
+
+    def origin(self) -> tuple[str, str]:
+        """What taught the student, and the terms of that data."""
+        return f"{self.hparams.teacher}, on {self.data}", "those of the frames and of the teacher"
 
     def on_fit_start(self) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]

@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m training.cluster WEIGHTS --source FOLDER_OR_BAG --k 27 --out X.onnx``.
+
+Segments without labels: the patch embeddings of a ViT, over all frames of a source, are clustered
+(see ``training.clustering``) and written as a model file of task clusters, all of it inside its
+graph. The file is accepted only if its labels agree with the network's on real frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
+
+from ctxseg_ros.machine import commit
+from ctxseg_ros.model_file import ClassInfo, ModelFileError, ModelInfo, format_size, parse_size
+from ctxseg_ros.resize import resized
+from ctxseg_ros.runtimes import RuntimeUnavailable
+from training.clustering import Clustering, cluster, unit
+from training.data.files import DataError, progress
+from training.data.frames import FrameList, Source, open_frames
+from training.export import (
+    FRAMES,
+    ExportError,
+    bf16_agreement,
+    export_graph,
+    halve_weights,
+    load_system,
+    parity,
+    write_checked,
+)
+from training.export_attention import from_file, from_name
+from training.graphs import AttentionGraph, ClusterGraph, SegmenterGraph
+from training.networks.encoder import Encoder, check_multiple
+from training.pictures import cluster_colours
+from training.token_cut import fitting_size
+
+#: Patches that are clustered: of each frame at most, and of all frames.
+PER_FRAME = 200
+MOST_PATCHES = 100_000
+#: Temperatures that are tried.
+TEMPERATURES = (1e-3, 1.0)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """An encoder, and what is known of it: file or timm name, architecture, data, licence."""
+
+    encoder: Encoder
+    weights: str
+    architecture: str
+    data: str
+    licence: str
+
+
+def open_encoder(source: str, architecture: str | None = None) -> Origin:
+    """The encoder of a checkpoint (``.ckpt``) of ours, a file of weights, or a timm name.
+
+    Args:
+        architecture: timm name of a file's architecture; None: the likeliest that fits.
+
+    Raises:
+        ExportError: the name or the architecture is unknown, the download fails, or the
+            checkpoint is none of a system with a ViT, or given an architecture.
+        ValueError: the file holds no weights, or not those of ``architecture``.
+    """
+    path = Path(source)
+    if path.suffix == ".ckpt" and path.exists():
+        if architecture is not None:
+            raise ExportError(f"{path}: a checkpoint knows its architecture; leave --arch out")
+        system, _ = load_system(path)
+        graph = system.graph()
+        if not isinstance(graph, AttentionGraph | SegmenterGraph):
+            raise ExportError(f"{path}: a {type(system).__name__} has no ViT to take patches from")
+        data, _ = system.origin()
+        name = system.hparams.backbone
+        return Origin(graph.encoder, type(system).__name__, name, data, "Apache-2.0")
+    if path.exists():
+        encoder, name = from_file(path, architecture)
+        return Origin(encoder.eval(), path.name, name, "not known", "not known")
+    if architecture is not None:
+        raise ExportError(f"{source}: no such file; --arch goes with a file only")
+    encoder, name = from_name(source)
+    licence = encoder.vit.pretrained_cfg.get("license") or "not known"
+    return Origin(encoder.eval(), name, name, f"timm's {name}", licence)
+
+
+def embeddings(encoder: Encoder, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Output tokens [h, w, D] of a frame uint8 [H, W, 3], each of length 1."""
+    with torch.inference_mode():
+        tokens = encoder(torch.from_numpy(frame).permute(2, 0, 1)[None])[0]
+    return unit(tokens.numpy()).reshape(*(s // encoder.patch for s in frame.shape[:2]), -1)
+
+
+def sample_patches(
+    encoder: Encoder, frames: FrameList, size: tuple[int, int], seed: int
+) -> NDArray[np.float32]:
+    """Embeddings [N, D] of as many random patches of each frame, MOST_PATCHES in all at most."""
+    patches = size[0] * size[1] // encoder.patch**2
+    count = max(1, min(PER_FRAME, patches, MOST_PATCHES // len(frames)))
+    rng = np.random.default_rng(seed)
+    kept = []
+    for index in progress(range(len(frames)), "patch embeddings", len(frames)):
+        found = embeddings(encoder, resized(frames[index], size)).reshape(patches, -1)
+        kept.append(found[rng.choice(patches, count, replace=False)])
+    return np.concatenate(kept)
+
+
+def fit_temperature(cosines: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
+    """The temperature T at which softmax(cosines / T) says best how likely ``labels`` are.
+
+    Temperature scaling (Guo et al. 2017): the least cross entropy, within TEMPERATURES.
+
+    Args:
+        cosines: float [N, K]. labels: int [N].
+    """
+    of_label = np.take_along_axis(cosines, labels[:, None], 1)[:, 0]
+
+    def cross_entropy(log_temperature: float) -> float:
+        temperature = np.exp(log_temperature)
+        return float((logsumexp(cosines / temperature, axis=1) - of_label / temperature).mean())
+
+    found = minimize_scalar(cross_entropy, bounds=np.log(TEMPERATURES), method="bounded")
+    return float(np.exp(found.x))
+
+
+def mirrored_temperature(
+    encoder: Encoder, frames: Sequence[NDArray[np.uint8]], clustering: Clustering
+) -> float:
+    """The temperature by which the confidence says how sure a label is to outlast a mirroring.
+
+    No label says which cluster is right. What can be asked is whether a patch falls into the same
+    one when its frame is seen mirrored, and the confidence is fitted to that.
+    """
+    cosines, labels = [], []
+    for frame in frames:
+        mirrored = embeddings(encoder, np.ascontiguousarray(frame[:, ::-1]))[:, ::-1]
+        seen = embeddings(encoder, frame)
+        cosines.append(clustering.cosines(seen.reshape(-1, seen.shape[-1])))
+        labels.append(clustering.cosines(mirrored.reshape(-1, seen.shape[-1])).argmax(1))
+    return fit_temperature(np.concatenate(cosines), np.concatenate(labels))
+
+
+def network_clusters(
+    encoder: Encoder, clustering: Clustering, frame: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """Labels [H, W] that the torch network gives to a frame uint8 [H, W, 3]."""
+    cosines = torch.from_numpy(clustering.cosines(embeddings(encoder, frame)))
+    planes = F.interpolate(cosines.permute(2, 0, 1)[None], frame.shape[:2], mode="bilinear")
+    return planes[0].argmax(0).to(torch.uint8).numpy()
+
+
+def cluster_infos(count: int) -> list[ClassInfo]:
+    """Clusters as the model file has them: numbers for names, colours far apart."""
+    return [
+        ClassInfo(i, f"cluster {i}", (*c,)) for i, c in enumerate(cluster_colours(count).tolist())
+    ]
+
+
+def export_clusters(
+    origin: Origin,
+    source: Source,
+    clusters: int,
+    out: Path,
+    name: str,
+    size: tuple[int, int] | None = None,
+    topic: str | None = None,
+    stride: int = 1,
+    seed: int = 0,
+    data: str | None = None,
+    terms: str | None = None,
+) -> tuple[dict[str, Any], Clustering]:
+    """Cluster the patches of a source and write the model file.
+
+    Args:
+        source, topic, stride: see ``training.data.frames.open_frames``.
+        clusters: K, 2 to 255.
+        out: the file to write; it appears only when every check has passed.
+        name: of the model.
+        size: (height, width) that frames are brought to and the model is meant for; None: about
+            1000 patches in the proportions of the first frame.
+        seed: of the choice of patches, and of the k-means.
+        data, terms: what was clustered, and the terms of that data; None: the source's name.
+
+    Returns:
+        ``ctxseg.source`` as written, and the clustering.
+
+    Raises:
+        DataError: there are no frames, or they are smaller than a patch.
+        ExportError: the file's labels differ from the network's on more than 0.1 % of pixels.
+        ValueError: ``clusters`` or ``size`` does not fit.
+    """
+    if not 2 <= clusters <= 255:
+        raise ValueError(f"--k {clusters}: clusters must be 2 to 255")
+    encoder = origin.encoder
+    if size is not None:
+        check_multiple(size, encoder.patch)
+    frames = open_frames(source, topic, stride)
+    check_sizes(frames, encoder.patch)
+    size = size or fitting_size(frames.sizes[0], encoder.patch)
+    patches = sample_patches(encoder, frames, size, seed)
+    if clusters > len(patches):
+        raise ValueError(
+            f"--k {clusters}: there are {len(patches)} patches only, in {len(frames)} frames at "
+            f"{format_size(size)}; take fewer clusters, more frames or a larger --size"
+        )
+    found = cluster(patches, clusters, seed)
+    chosen = np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().astype(int)
+    pictures = [resized(frames[i], size) for i in chosen]
+    temperature = mirrored_temperature(encoder, pictures, found)
+    expected = [network_clusters(encoder, found, picture) for picture in pictures]
+    graph = ClusterGraph(encoder, found, temperature)
+    model = export_graph(graph, "clusters")
+    halve_weights(model)
+
+    def check(draft: ModelInfo) -> dict[str, Any]:
+        measured: dict[str, Any] = {"parity": parity(draft, pictures, expected)}
+        if bf16 := bf16_agreement(draft, pictures):
+            measured["precision"] = bf16
+        return measured
+
+    written = write_checked(
+        model,
+        out,
+        {
+            "data": data or f"{len(frames)} frames of {_ends(source)}, without labels",
+            "weights": origin.weights,
+            "architecture": origin.architecture,
+            "weights_data": origin.data,
+            "clustering": {
+                "clusters": clusters,
+                "frames": len(frames),
+                "patches": len(patches),
+                "centroids": len(found.centroids),
+                "inertia": round(found.inertia, 6),
+                "temperature": round(temperature, 6),
+                "seed": seed,
+            },
+            "commit": commit(),
+            "licence": {
+                "data": terms or "those of the frames that were clustered",
+                "weights": origin.licence,
+            },
+        },
+        check,
+        name=name,
+        task="clusters",
+        classes=cluster_infos(clusters),
+        stride=graph.stride,
+        size=size,
+    )
+    return written, found
+
+
+def check_sizes(frames: FrameList, patch: int) -> None:
+    """Raise DataError, naming the first, if frames have fewer pixels on a side than a patch."""
+    small = [i for i, shape in enumerate(frames.sizes) if min(shape) < patch]
+    if small:
+        height, width = frames.sizes[small[0]]
+        raise DataError(
+            f"{len(small)} frames are smaller than a patch of {patch} pixels, such as "
+            f"{frames.names[small[0]]} ({width}x{height}); leave them out or enlarge them"
+        )
+
+
+def _ends(source: Source) -> str:
+    """The end of each path says what it holds; its beginning is nobody's business."""
+    paths = [source] if isinstance(source, str | Path) else source
+    return ", ".join("/".join([p for p in Path(s).parts if p not in "/.."][-3:]) for s in paths)
+
+
+def report(out: Path, source: dict[str, Any], found: Clustering) -> None:
+    """Print what was clustered, written and measured."""
+    facts = source["clustering"]
+    print(f"{facts['frames']} frames, {facts['patches']} patches, inertia {facts['inertia']:.4f}")
+    for i, share in enumerate(found.shares):
+        print(f"  cluster {i:3}  {share:6.2%}")
+    print(f"confidence at temperature {facts['temperature']:.4f}")
+    agreement = source["parity"]["network_label_agreement"]
+    print(f"labels agree with the network on {agreement:.3%}")
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+
+
+def main() -> int:
+    """The command. Returns 1, after one clear line, if there is no good file to write."""
+    parser = argparse.ArgumentParser(prog="python -m training.cluster", description=__doc__)
+    parser.add_argument("weights", help="checkpoint (.ckpt) of ours, file of weights or timm name")
+    parser.add_argument(
+        "--source", nargs="+", required=True, help="frames: folders, images, videos, bags"
+    )
+    parser.add_argument("--k", type=int, default=27, help="clusters, 2 to 255 (%(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="the .onnx file to write")
+    parser.add_argument("--arch", help="timm name that a file is of (default: by its shapes)")
+    parser.add_argument(
+        "--size",
+        type=parse_size,
+        metavar="HxW",
+        help="that frames are brought to (default: about 1000 patches, shaped as the first frame)",
+    )
+    parser.add_argument("--topic", help="of the images in bags")
+    parser.add_argument("--stride", type=int, default=1, help="take every n-th frame")
+    parser.add_argument("--seed", type=int, default=0, help="another gives other clusters")
+    parser.add_argument("--name", help="of the model (default: the stem of --out)")
+    parser.add_argument("--data", metavar="TEXT", help="what was clustered")
+    parser.add_argument("--terms", metavar="TEXT", help="of that data")
+    args = parser.parse_args()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    try:
+        if not args.out.absolute().parent.is_dir():
+            raise ExportError(f"{args.out}: its folder does not exist")
+        source, found = export_clusters(
+            open_encoder(args.weights, args.arch),
+            args.source,
+            args.k,
+            args.out,
+            args.name or args.out.stem,
+            args.size,
+            args.topic,
+            args.stride,
+            args.seed,
+            args.data,
+            args.terms,
+        )
+    except (ExportError, ModelFileError, RuntimeUnavailable, OSError, ValueError) as error:
+        print(f"cluster: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    report(args.out, source, found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

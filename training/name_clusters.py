@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m training.name_clusters --model X.onnx``: a clusters model becomes a semantic one.
+
+Either a few labelled frames name the clusters, each by the class that holds most of it::
+
+    --images D --labels D [--classes camvid] --out Y.onnx
+
+or a person does, from a sheet of examples, in a YAML file::
+
+    --images FOLDER_OR_BAG --sheet DIR
+    --names DIR/names.yaml --out Y.onnx
+
+The names file has a name by cluster, and colours by name where others than the sheet's are wanted.
+Clusters of one name become one class, those without a name are left unlabelled::
+
+    clusters: {0: road, 1: road, 2: car, 3: }
+    colours: {road: [128, 64, 128]}
+"""
+
+from __future__ import annotations
+
+import argparse
+import reprlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import yaml
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from ctxseg_ros.machine import commit
+from ctxseg_ros.model_file import ClassInfo, ModelFileError, ModelInfo, parse_size
+from ctxseg_ros.pipeline import FrameSegmenter
+from ctxseg_ros.prediction import UNLABELLED
+from ctxseg_ros.runtimes import RuntimeUnavailable, open_runtime
+from ctxseg_ros.store import load
+from training.cluster_sheet import NAMES_FILE, SHEET_FILE, NamingError, check_task, write_sheet
+from training.data.files import DataError, progress
+from training.data.frames import open_frames
+from training.data.label_sets import LABEL_SETS, LabelSet
+from training.data.pairs import IGNORE, Pair, pair_files, read_label, read_pair
+from training.evaluate import count_pixels
+from training.export import write_checked
+from training.matching import NONE, match_clusters, matched_confusion
+from training.pictures import cluster_colours
+from training.scores import Scores
+
+
+@dataclass(frozen=True)
+class Naming:
+    """Classes, and the way to them.
+
+    ``table``: uint8 [256], a class id by cluster id; UNLABELLED for what has no name. ``by``: who
+    named the clusters, and what is known of that.
+    """
+
+    classes: tuple[ClassInfo, ...]
+    table: NDArray[np.uint8]
+    by: dict[str, Any]
+
+
+# By labels
+
+
+def name_by_labels(
+    info: ModelInfo,
+    pairs: Sequence[Pair],
+    ignore: int | None = None,
+    label_set: LabelSet | None = None,
+    size: tuple[int, int] | None = None,
+    device: str = "auto",
+) -> Naming:
+    """Name each cluster by the class that holds most of its pixels in labelled frames.
+
+    The classes keep the ids that they have in the labels, so that labels of the same kind score
+    the named model.
+
+    Args:
+        info: a clusters model. pairs: frames and their labels.
+        ignore: id of the labels that is no class. 255 never is one.
+        label_set: whose names, colours and ids the labels have; None: the classes are called by
+            their numbers.
+        size: (height, width) of the model's input; None: the size that it is meant for.
+        device: see ``ctxseg_ros.runtimes.open_runtime``.
+
+    Raises:
+        NamingError: no labelled pixel is in any cluster.
+        DataError: frames or labels cannot be used.
+    """
+    check_task(info)
+
+    def read(path: Path) -> NDArray[np.uint8]:
+        label = label_set.read(path) if label_set else read_label(path, IGNORE, ignore)
+        return label if ignore is None else np.where(label == ignore, np.uint8(IGNORE), label)
+
+    count = len(label_set.classes) if label_set else IGNORE
+    pixels = np.zeros((count, len(info.classes) + 1), np.int64)
+    runtime = open_runtime(info, size, device)
+    try:
+        segmenter = FrameSegmenter(runtime)
+        for pair in progress(pairs, info.name, len(pairs)):
+            image, truth, _ = read_pair(pair, read)
+            labels = segmenter.segment(image).labels
+            assert labels is not None
+            pixels += count_pixels(truth, labels, count, len(info.classes))
+    finally:
+        runtime.close()
+    if not pixels[:, :-1].any():
+        raise NamingError(
+            "the labels never meet a cluster: all of their pixels are ignored; check --ignore and "
+            "--labels"
+        )
+    if label_set is None:
+        pixels = pixels[: np.flatnonzero(pixels.any(1))[-1] + 1]
+        colours = cluster_colours(len(pixels)).tolist()
+        classes = [(f"class {i}", tuple(c)) for i, c in enumerate(colours)]
+    else:
+        classes = list(label_set.classes)
+    matching = match_clusters(pixels[:, :-1], "majority")
+    table = np.full(256, UNLABELLED, np.uint8)
+    table[: len(matching)] = np.where(matching == NONE, UNLABELLED, matching)
+    scores = Scores(matched_confusion(pixels, matching))
+    by = {
+        "labels": label_set.name if label_set else "without names",
+        "images": len(pairs),
+        "miou": round(scores.miou, 6),
+        "pixel_accuracy": round(scores.pixel_accuracy, 6),
+    }
+    if label_set:
+        by["terms"] = label_set.terms
+    infos = tuple(ClassInfo(i, name, colour) for i, (name, colour) in enumerate(classes))
+    return Naming(infos, table, by)
+
+
+# By a person
+
+
+def read_names(path: Path, info: ModelInfo) -> Naming:
+    """The naming of a names file, see the module's description; classes in order of clusters.
+
+    Raises:
+        NamingError: the file cannot be read, or does not fit its format or the model.
+    """
+    check_task(info)
+    try:
+        content = yaml.safe_load(path.read_bytes())
+    except OSError as error:
+        raise NamingError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # PyYAML lets several unrelated types through
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise NamingError(f"{path}: no valid YAML: {reason}") from error
+    try:
+        return _naming(content, info, path.name)
+    except NamingError as error:
+        raise NamingError(f"{path}: {error}") from error
+
+
+def _naming(content: Any, info: ModelInfo, file: str) -> Naming:
+    if not isinstance(content, dict) or not isinstance(content.get("clusters"), dict):
+        raise NamingError("there is no mapping 'clusters', a name by cluster")
+    if unknown := content.keys() - {"clusters", "colours"}:
+        raise NamingError(f"unknown key {unknown.pop()!r}; the keys are clusters and colours")
+    names = _cluster_names(content["clusters"], info)
+    colours = _colours(content.get("colours") or {}, set(names.values()))
+    table = np.full(256, UNLABELLED, np.uint8)
+    classes: list[ClassInfo] = []
+    ids: dict[str, int] = {}
+    for cluster, name in sorted(names.items()):
+        if name not in ids:
+            ids[name] = len(classes)
+            colour = colours.get(name, info.classes[cluster].colour)
+            classes.append(ClassInfo(ids[name], name, colour))
+        table[cluster] = ids[name]
+    return Naming(tuple(classes), table, {"names": file})
+
+
+def _cluster_names(listed: Mapping[Any, Any], info: ModelInfo) -> dict[int, str]:
+    """Names by cluster, of those that have one."""
+    names: dict[int, str] = {}
+    for cluster, name in listed.items():
+        if type(cluster) is not int or not 0 <= cluster < len(info.classes):
+            raise NamingError(
+                f"{info.name} has no cluster {reprlib.repr(cluster)}; its clusters are 0 to "
+                f"{len(info.classes) - 1}"
+            )
+        if name is None or name == "":
+            continue
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+            raise NamingError(
+                f"the name {reprlib.repr(name)} of cluster {cluster} is no printable text; put it "
+                "in quotes if YAML reads the word as something else"
+            )
+        names[cluster] = name.strip()
+    if not names:
+        raise NamingError(f"no cluster has a name; write them after the numbers, see {SHEET_FILE}")
+    return names
+
+
+def _colours(listed: Any, names: set[str]) -> dict[str, tuple[int, int, int]]:
+    if not isinstance(listed, dict):
+        raise NamingError("'colours' is no mapping, a colour by name")
+    for name, colour in listed.items():
+        if name not in names:
+            raise NamingError(f"a colour is for {reprlib.repr(name)}, which no cluster is called")
+        if not (
+            isinstance(colour, list)
+            and len(colour) == 3
+            and all(type(part) is int and 0 <= part <= 255 for part in colour)
+        ):
+            raise NamingError(
+                f"the colour {reprlib.repr(colour)} of {name!r} is not [red, green, blue], three "
+                "integers of 0 to 255"
+            )
+    return {name: (c[0], c[1], c[2]) for name, c in listed.items()}
+
+
+# The model file
+
+
+def write_named(info: ModelInfo, naming: Naming, out: Path, name: str) -> None:
+    """Write the semantic model file: the clusters model with a lookup behind its labels.
+
+    Raises:
+        ModelFileError: the name, or a class, is none that a model file can have.
+    """
+    model = onnx.load(info.path)
+    add_lookup(model, naming.table)
+    kept = {key: value for key, value in info.source.items() if key != "scores"}
+    source = {**kept, "named": {"model": info.name, **naming.by, "commit": commit()}}
+    write_checked(
+        model,
+        out,
+        source,
+        lambda draft: {},
+        name=name,
+        task="semantic",
+        classes=naming.classes,
+        stride=info.stride,
+        size=info.size,
+    )
+
+
+def add_lookup(model: onnx.ModelProto, table: NDArray[np.uint8]) -> None:
+    """Put a model's labels through ``table``, and make confidence 0 where it says UNLABELLED.
+
+    Both happen before the Casts to bytes that end the graph: TensorRT takes a byte into and out of
+    a graph, but nothing inside of one looks at it. Changes ``model`` in place.
+
+    Args:
+        table: uint8 [256], a class id by cluster id.
+    """
+    graph = model.graph
+    clusters = _before_bytes(graph, "labels", TensorProto.INT64)
+    confidence = _before_bytes(graph, "confidence", TensorProto.FLOAT)
+    constants = {
+        "naming.table": table.astype(np.int64),
+        "naming.known": (table != UNLABELLED).astype(np.float32),
+    }
+    graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in constants.items())
+    graph.node.extend(
+        [
+            helper.make_node("Gather", ["naming.table", clusters], ["naming.ids"]),
+            helper.make_node("Cast", ["naming.ids"], ["labels"], to=TensorProto.UINT8),
+            helper.make_node("Gather", ["naming.known", clusters], ["naming.counts"]),
+            helper.make_node("Mul", [confidence, "naming.counts"], ["naming.product"]),
+            helper.make_node("Cast", ["naming.product"], ["confidence"], to=TensorProto.UINT8),
+        ]
+    )
+
+
+def _before_bytes(graph: onnx.GraphProto, output: str, kind: int) -> str:
+    """Take an output of bytes away; the name of the tensor that has its values as ``kind``."""
+    (producer,) = (node for node in graph.node if output in node.output)
+    if producer.op_type != "Cast":
+        producer.output[list(producer.output).index(output)] = f"naming.{output}.bytes"
+        producer = graph.node.add()
+        producer.CopyFrom(helper.make_node("Cast", [f"naming.{output}.bytes"], [output], to=kind))
+    producer.output[0] = f"naming.{output}"
+    producer.attribute[0].i = kind
+    return producer.output[0]
+
+
+def report(info: ModelInfo, naming: Naming) -> None:
+    """Print which clusters became which class."""
+    members: dict[int, list[str]] = {}
+    for cluster in info.classes:
+        members.setdefault(int(naming.table[cluster.id]), []).append(str(cluster.id))
+    for item in naming.classes:
+        print(f"  {item.name}: {' '.join(members.get(item.id, ['none']))}")
+    if left := members.get(UNLABELLED):
+        print(f"  unlabelled: {' '.join(left)}")
+    if "miou" in naming.by:
+        by = naming.by
+        print(f"there: mIoU {by['miou']:.4f}, pixel accuracy {by['pixel_accuracy']:.4f}")
+
+
+def main() -> int:
+    """The command. Returns 1, after one clear line, if there is no good file to write."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.name_clusters",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, help="a clusters model: name or .onnx file")
+    parser.add_argument("--images", type=Path, help="frames; for --sheet also videos and bags")
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument("--labels", type=Path, help="label files of the images, to name clusters by")
+    how.add_argument("--sheet", type=Path, metavar="DIR", help="for examples of the clusters")
+    how.add_argument("--names", type=Path, metavar="YAML", help="names file, filled in")
+    parser.add_argument("--ignore", type=int, metavar="ID", help="id of the labels to leave out")
+    parser.add_argument("--classes", choices=LABEL_SETS, help="whose ids the labels have")
+    parser.add_argument("--out", type=Path, help="the .onnx file to write")
+    parser.add_argument("--name", help="of the model (default: the stem of --out)")
+    parser.add_argument("--size", type=parse_size, metavar="HxW", help="of the model's input")
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args()
+    if args.images is None and args.names is None:
+        parser.error("--labels and --sheet need --images")
+    if args.out is None and args.sheet is None:
+        parser.error("--labels and --names need --out")
+    try:
+        _run(args)
+    except (
+        DataError,
+        ModelFileError,
+        NamingError,
+        RuntimeUnavailable,
+        OSError,
+        ValueError,
+    ) as error:
+        print(f"name_clusters: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _run(args: argparse.Namespace) -> None:
+    info = load(args.model)
+    if args.sheet:
+        check_task(info)
+        write_sheet(info, open_frames(args.images), args.sheet, args.size, args.device)
+        print(f"{args.sheet / SHEET_FILE}: fill {args.sheet / NAMES_FILE} in, for --names")
+        return
+    if not args.out.absolute().parent.is_dir():
+        raise NamingError(f"{args.out}: its folder does not exist")
+    if args.names:
+        naming = read_names(args.names, info)
+    else:
+        pairs = pair_files(args.images, args.labels)
+        label_set = LABEL_SETS[args.classes] if args.classes else None
+        naming = name_by_labels(info, pairs, args.ignore, label_set, args.size, args.device)
+    write_named(info, naming, args.out, args.name or args.out.stem)
+    print(f"{args.out}: {len(naming.classes)} classes from {len(info.classes)} clusters")
+    report(info, naming)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
