@@ -24,7 +24,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
 from ctxseg_ros.machine import commit
-from ctxseg_ros.model_file import ClassInfo, ModelFileError, ModelInfo, format_size, parse_size
+from ctxseg_ros.model_file import ModelFileError, ModelInfo, format_size, parse_size
 from ctxseg_ros.resize import resized
 from ctxseg_ros.runtimes import RuntimeUnavailable
 from training.clustering import Clustering, cluster, unit
@@ -43,7 +43,7 @@ from training.export import (
 from training.export_attention import from_file, from_name
 from training.graphs import AttentionGraph, ClusterGraph, SegmenterGraph
 from training.networks.encoder import Encoder, check_multiple
-from training.pictures import cluster_colours
+from training.pictures import cluster_infos
 from training.token_cut import fitting_size
 
 #: Patches that are clustered: of each frame at most, and of all frames.
@@ -159,13 +159,6 @@ def network_clusters(
     cosines = torch.from_numpy(clustering.cosines(embeddings(encoder, frame)))
     planes = F.interpolate(cosines.permute(2, 0, 1)[None], frame.shape[:2], mode="bilinear")
     return planes[0].argmax(0).to(torch.uint8).numpy()
-
-
-def cluster_infos(count: int) -> list[ClassInfo]:
-    """Clusters as the model file has them: numbers for names, colours far apart."""
-    return [
-        ClassInfo(i, f"cluster {i}", (*c,)) for i, c in enumerate(cluster_colours(count).tolist())
-    ]
 
 
 def export_clusters(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ctxseg_ros.attention import attention_image
+from ctxseg_ros.model_file import ClassInfo
 from ctxseg_ros.render import heat_map
 
 
@@ -26,6 +27,12 @@ def cluster_colours(count: int) -> NDArray[np.uint8]:
     table = matplotlib.colormaps["tab10" if count <= 9 else "tab20"]
     colours = _bytes(table(np.arange(table.N)))
     return colours[np.ptp(colours, axis=1) > 0][:count]
+
+
+def cluster_infos(count: int) -> list[ClassInfo]:
+    """Clusters as a model file has them: numbers for names, colours far apart."""
+    colours = cluster_colours(count).tolist()
+    return [ClassInfo(i, f"cluster {i}", (*colour,)) for i, colour in enumerate(colours)]
 
 
 def _bytes(colours: NDArray[np.float64]) -> NDArray[np.uint8]:

@@ -149,14 +149,14 @@ def architectures(weights: Weights) -> list[str]:
 
 
 def stored_size(weights: Weights) -> tuple[int, int] | None:
-    """(height, width) in pixels of the grid of position embeddings, None if there are none."""
+    """(height, width) in pixels of the square grid of position embeddings; None if there is none."""
     positions = weights.tensors.get("pos_embed")
     if positions is None:
         return None
     # Registers never have one; whether the CLS token has shows in the count being a square.
     side = _side(positions.shape[1]) or _side(positions.shape[1] - 1)
     pixels = side * weights.tensors[_PATCHES].shape[-1]
-    return pixels, pixels
+    return (pixels, pixels) if side else None
 
 
 def _load(path: Path) -> object:

@@ -20,7 +20,7 @@ from training.losses.gaussian_ncut import gaussian_ncut
 from training.losses.soft_ncut import soft_ncut
 from training.networks.unet import check_size
 from training.networks.wnet import WNet
-from training.pictures import cluster_colours, log_picture, wnet_sheet
+from training.pictures import cluster_infos, log_picture, wnet_sheet
 from training.systems.labelled import finite, poly
 
 #: ITU-R BT.601: the intensity of an RGB pixel.
@@ -93,9 +93,8 @@ class WNetSystem(L.LightningModule):
         return images.to(self.network.encoder.head.weight.dtype) / 255
 
     def class_infos(self) -> list[ClassInfo]:
-        """The clusters as the model file has them: numbers for names, colours far apart."""
-        colours = cluster_colours(self.hparams.clusters).tolist()
-        return [ClassInfo(i, f"cluster {i}", tuple(c)) for i, c in enumerate(colours)]
+        """The clusters as the model file has them."""
+        return cluster_infos(self.hparams.clusters)
 
     def origin(self) -> tuple[str, str]:
         """What taught the network, and the terms of that data."""
