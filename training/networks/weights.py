@@ -149,7 +149,7 @@ def architectures(weights: Weights) -> list[str]:
 
 
 def stored_size(weights: Weights) -> tuple[int, int] | None:
-    """(height, width) in pixels of the square grid of position embeddings; None if there is none."""
+    """(height, width) in pixels of the square position grid; None if there is none."""
     positions = weights.tensors.get("pos_embed")
     if positions is None:
         return None
