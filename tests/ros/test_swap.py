@@ -206,8 +206,8 @@ def test_the_memory_of_replaced_models_comes_back(
                 time.sleep(0.05)
             held.append(float(graph.values()["memory_mb"]))
     # One of these models holds some 40 MB of activations. A report may find two of them, the old
-    # one not yet freed; 8 more that stay would be seen in each.
-    assert min(held[-8:]) < min(held[:8]) + 40
+    # one not yet freed; 8 more that stay would be 320 MB in each.
+    assert min(held[-8:]) < min(held[:8]) + 120
 
 
 def test_thresholds_and_groups_change_at_once(

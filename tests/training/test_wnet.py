@@ -256,7 +256,8 @@ def test_processes_count_their_own_clusters(command, tmp_path):
         "from training.systems.wnet import WNetSystem\n"
         "look = WNetSystem.look_for_collapse\n"
         "def watched(self):\n"
-        "    print('counted', int(self.all_gather(self.use).sum()))\n"
+        # One string in one write: both processes print at once.
+        "    print(f'counted {int(self.all_gather(self.use).sum())}')\n"
         "    look(self)\n"
         "WNetSystem.look_for_collapse = watched\n"
         "sys.exit(main())\n"
