@@ -16,7 +16,7 @@ from training.data.unlabelled import Frames, UnlabelledBatch
 from training.graphs import AttentionGraph
 from training.networks.encoder import Encoder, create_vit
 from training.pictures import attention_sheet, log_picture
-from training.systems.labelled import decay_groups, finite, poly
+from training.systems.labelled import decay_groups, finite, warmed_poly
 
 
 class DistilledSystem(L.LightningModule):
@@ -156,13 +156,4 @@ class DistilledSystem(L.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         h = self.hparams
         groups = decay_groups(nn.ModuleList([self.network, self.head]), h.lr, h.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=h.lr)
-        steps = int(self.trainer.estimated_stepping_batches)
-
-        def factor(step: int) -> float:
-            if step < h.warmup:
-                return (step + 1) / h.warmup
-            return poly((step - h.warmup) / max(1, steps - h.warmup))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return warmed_poly(torch.optim.AdamW(groups, lr=h.lr), self.trainer, h.warmup)

@@ -167,15 +167,22 @@ class LabelledSystem(L.LightningModule):
                 "optimizer": optimizer,
                 "lr_scheduler": {"scheduler": plateau, "monitor": "val/miou", "frequency": every},
             }
-        steps = int(self.trainer.estimated_stepping_batches)
+        return warmed_poly(optimizer, self.trainer, h.warmup)
 
-        def factor(step: int) -> float:
-            if step < h.warmup:
-                return (step + 1) / h.warmup
-            return poly((step - h.warmup) / max(1, steps - h.warmup))
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+def warmed_poly(
+    optimizer: torch.optim.Optimizer, trainer: L.Trainer, warmup: int
+) -> dict[str, Any]:
+    """The optimiser for Lightning: its rates rise for ``warmup`` steps, then fall as ``poly``."""
+    steps = int(trainer.estimated_stepping_batches)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return poly((step - warmup) / max(1, steps - warmup))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def decay_groups(module: torch.nn.Module, lr: float, decay: float) -> list[dict[str, Any]]:
