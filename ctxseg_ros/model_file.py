@@ -477,7 +477,11 @@ def _class(item: Any) -> ClassInfo:
 def _source(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         _refuse("ctxseg.source", "it must be an object")
-    for group, entry in (("scores", "miou"), ("precision", "bf16_label_agreement")):
+    for group, entry in (
+        ("scores", "miou"),
+        ("precision", "bf16_label_agreement"),
+        ("precision", "bf16_attention_agreement"),
+    ):
         inner = value.get(group, {})
         if not isinstance(inner, dict):
             _refuse("ctxseg.source", f"{group!r} must be an object")

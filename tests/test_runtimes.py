@@ -305,6 +305,19 @@ def test_bf16_needs_the_processor_and_the_metadata(model_factory, agreement, cap
     assert open_vino.bf16_forbidden(info, capabilities) == reason
 
 
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ({"bf16_attention_agreement": 0.999}, None),
+        ({"bf16_attention_agreement": 0.9}, "bf16 keeps only 90.00% of this model's patches"),
+        ({"bf16_label_agreement": 1.0}, "the model file does not say what bf16 does to it"),
+    ],
+)
+def test_bf16_of_attention_is_judged_by_its_patches(model_factory, source, reason):
+    info = read_model_info(model_factory(task="attention", source={"precision": source}))
+    assert open_vino.bf16_forbidden(info, ["BF16"]) == reason
+
+
 @pytest.mark.parametrize("agreement", [0.0, 1.0])
 def test_openvino_compiles_in_the_precision_that_it_reports(model_factory, agreement):
     source = {"precision": {"bf16_label_agreement": agreement}}

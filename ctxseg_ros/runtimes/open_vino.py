@@ -11,8 +11,8 @@ from ctxseg_ros.model_file import ModelInfo
 from ctxseg_ros.prediction import Prediction
 from ctxseg_ros.runtimes.base import check_image, fastest_ms, to_prediction
 
-BF16_LABEL_AGREEMENT = 0.995
-"""The least share of pixels that must keep their label in bf16, as the export measured it."""
+BF16_AGREEMENT = 0.995
+"""The least share of labels, or of patches' attention, that bf16 keeps, as the export measured."""
 
 _chosen: dict[str, str] = {}  # SHA-256 of a model -> the precision that was faster here
 
@@ -30,11 +30,13 @@ def bf16_forbidden(info: ModelInfo, capabilities: list[str]) -> str | None:
     """Why this model may not run in bf16 here; None if it may."""
     if "BF16" not in capabilities:
         return "the processor has no bf16"
-    agreement = info.source.get("precision", {}).get("bf16_label_agreement")
+    what = "attention" if info.task == "attention" else "label"
+    agreement = info.source.get("precision", {}).get(f"bf16_{what}_agreement")
     if agreement is None:
         return "the model file does not say what bf16 does to it"
-    if agreement < BF16_LABEL_AGREEMENT:
-        return f"bf16 keeps only {agreement:.2%} of this model's labels"
+    if agreement < BF16_AGREEMENT:
+        kept = "patches" if info.task == "attention" else "labels"
+        return f"bf16 keeps only {agreement:.2%} of this model's {kept}"
     return None
 
 
