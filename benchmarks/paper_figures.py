@@ -2,12 +2,14 @@
 """The paper's figures and tables, from this project's models.
 
 python benchmarks/paper_figures.py [--checkpoint W-NET.ckpt] [--regions REGIONS.json]
+    [--objects OBJECTS.json ...]
 
 Figure 1, U-Net against W-Net, and figure 2, W-Net and the CRF, on the same frames of CamVid val;
-figure 3, what W-Net's decoder paints; figure 4, W-Net on natural images (BSDS500 val). Tables:
-U-Net and W-Net on CamVid val, W-Net beside k-means and random clusters, W-Net's regions on BSDS500
-val beside the published ones. The frames are spread evenly over their set, and nobody chose among
-them.
+figure 3, what W-Net's decoder paints; figure 4, W-Net on natural images (BSDS500 val); figure 7,
+DINO's attention, head by head, on frames of DAVIS and on the images of figure 4. Tables: U-Net and
+W-Net on CamVid val, W-Net beside k-means and random clusters, W-Net's regions on BSDS500 val beside
+the published ones, attention against the masks of objects. The frames are spread evenly over their
+set, and nobody chose among them.
 """
 
 import argparse
@@ -24,6 +26,7 @@ import cv2
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
@@ -32,9 +35,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it s
 from benchmarks.cluster_baselines import MEASURES, measure_baselines, summary
 from benchmarks.processes import ROOT
 from ctxseg_ros import machine, render
+from ctxseg_ros.attention import attention_image, head_map, mask_image, mass_mask
 from ctxseg_ros.crf import refine
 from ctxseg_ros.merging import hierarchy
-from ctxseg_ros.model_file import ModelFileError, ModelInfo
+from ctxseg_ros.model_file import ModelFileError, ModelInfo, format_size
 from ctxseg_ros.pipeline import FrameSegmenter
 from ctxseg_ros.prediction import Prediction
 from ctxseg_ros.runtimes import RuntimeUnavailable, open_runtime
@@ -42,7 +46,7 @@ from ctxseg_ros.store import load
 from training.data.bsds import bsds_pairs
 from training.data.camvid import CLASSES, VOID, camvid_pairs, read_camvid
 from training.data.files import DataError, read_image
-from training.data.pairs import Pair
+from training.data.pairs import Pair, pair_files
 from training.evaluate import evaluate_labels, evaluate_regions, fitting_size
 from training.export import ExportError, agreement, load_system, network_labels
 from training.systems.wnet import WNetSystem
@@ -52,6 +56,11 @@ KINDS = ("plain", "crf", "merged")
 REGION_MEASURES = ("covering", "pri", "vi")
 #: Least share of pixels on which checkpoint and model file must agree to be one model.
 SAME = 0.95
+#: Share of the attention in the masks of figure 7, and the most patches of its maps, down x across.
+MASS = 0.6
+GRID = (34, 60)
+OBJECT_MEASURES = ("jaccard_mean", "jaccard_best_head", "jaccard_fixed_head", "mass_curve_area")
+CONTROLS = {"centre_prior": "centre prior", "random_vit": "random ViT-Ti/16"}
 
 #: BSDS500 test: ODS and OIS of each of REGION_MEASURES (Xia & Kulis 2017); of people one figure.
 PUBLISHED = {
@@ -146,13 +155,17 @@ def draw(
     legend: Colours | None = None,
     width: float = 3.2,
 ) -> None:
-    """Rows of pictures beside their names, under the columns' titles, each `width` inches wide."""
-    height, across = next(iter(rows.values()))[0].shape[:2]
+    """Rows of pictures beside their names, under the columns' titles, each `width` inches wide.
+
+    The pictures of a row have one shape.
+    """
+    shapes = [pictures[0].shape for pictures in rows.values()]
+    heights = [width * shape[0] / shape[1] for shape in shapes]
     legend = legend or {}
     texts = 0.5 + 0.2 * -(-len(legend) // _KEYS)  # inches: titles, and lines of the legend
-    size = (width * len(columns) + 0.25, width * height / across * len(rows) + texts)
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    size = (width * len(columns) + 0.25, sum(heights) + texts)
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.03, w_pad=0.02))
+    grid = figure.subplots(len(rows), len(columns), squeeze=False, height_ratios=heights)
     for axes, (name, pictures) in zip(grid, rows.items(), strict=True):
         axes[0].set_ylabel(name, fontsize=8)
         for axis, picture in zip(axes, pictures, strict=True):
@@ -249,6 +262,29 @@ def figure_4(
     draw(path, "W-Net on BSDS500 val", columns, rows, width=2.4)
 
 
+def figure_7(path: Path, title: str, frames: Mapping[str, Frame]) -> None:
+    """Attention: image, the patches that hold MASS of the heads' mean, that mean, every head."""
+    rows = {}
+    for name, frame in frames.items():
+        attention = frame.prediction.attention
+        assert attention is not None
+        size = frame.image.shape[:2]
+        mask = mask_image(mass_mask(head_map(attention, -1), MASS), *size)
+        heats = [
+            render.heat_map(attention_image(head_map(attention, head), *size))
+            for head in range(-1, len(attention))
+        ]
+        rows[name.replace("/", "\n")] = [frame.image, dimmed(frame.image, mask == 0), *heats]
+    heads = [f"head {head}" for head in range(len(heats) - 1)]
+    columns = ("image", f"mask, mass {MASS:g}", "heads' mean", *heads)
+    draw(path, title, columns, rows, width=15 / len(columns))
+
+
+def dimmed(image: Picture, where: NDArray[np.bool_]) -> Picture:
+    """The image with a fifth of its light where [H, W] says so."""
+    return np.where(where[..., None], image // 5, image)
+
+
 def _labels(info: ModelInfo, frame: Frame) -> Picture:
     assert frame.prediction.labels is not None
     return render.colour_map(frame.prediction.labels, info.colours)
@@ -298,18 +334,48 @@ def read_regions(path: Path, info: ModelInfo, images: int) -> dict[str, Any]:
 
     Raises DataError where it is something else, of another model, or of other images.
     """
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(found, dict) or not {"model", "images", *KINDS} <= found.keys():
-        raise DataError(f"{path}: not what `python -m training.evaluate regions --json` writes")
+    found = _evaluated(path, "regions", {"model", "images", *KINDS})
     if (found["model"], found["images"]) != (info.name, images):
         raise DataError(
             f"{path}: scores of {found['model']} on {found['images']} images; "
             f"wanted are {info.name} on {images}"
         )
     return {key: found[key] for key in (*KINDS, "images")}
+
+
+def read_objects(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """What `python -m training.evaluate objects --json` wrote of some models on the same frames.
+
+    Raises DataError where it is something else, of other frames, or of another mass than MASS.
+    """
+    rows = []
+    same = ("images", "without_object", "sequences")
+    kept = ("model", "size", "mass", *same[:2], *OBJECT_MEASURES)
+    for path in paths:
+        found = _evaluated(path, "objects", {*kept, "sequences", "controls"})
+        if found["mass"] != MASS:
+            raise DataError(f"{path}: scores at mass {found['mass']}; wanted is --mass {MASS:g}")
+        row = {key: found[key] for key in kept}
+        row["sequences"] = list(found["sequences"])
+        row["controls"] = {
+            name: {key: found["controls"][name][key] for key in OBJECT_MEASURES}
+            for name in CONTROLS
+        }
+        rows.append(row)
+        if any(row[key] != rows[0][key] for key in same):
+            raise DataError(f"{path}: scores on other frames than those of {paths[0]}")
+    return rows
+
+
+def _evaluated(path: Path, command: str, keys: set[str]) -> dict[str, Any]:
+    """What `python -m training.evaluate COMMAND --json` wrote. Raises DataError if it did not."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(found, dict) or not keys <= found.keys():
+        raise DataError(f"{path}: not what `python -m training.evaluate {command} --json` writes")
+    return found
 
 
 def camvid_tables(unet: dict[str, Any], clusters: Sequence[dict[str, Any]]) -> list[str]:
@@ -359,6 +425,39 @@ def regions_table(regions: dict[str, Any]) -> list[str]:
     return lines
 
 
+def objects_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Markdown: models' attention against the masks of objects, above controls on their patches."""
+    first = rows[0]
+    lines = [
+        f"## Attention against the masks of objects: {first['images']} frames of "
+        f"{', '.join(first['sequences'])}; Jaccard at mass {first['mass']:g}",
+        "",
+        *_row("model", "input", "heads' mean", "best head", "fixed head", "mass curve"),
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        lines += _row(row["model"], row["size"], *_scores(row))
+    for control, name in CONTROLS.items():
+        models: dict[tuple[str, ...], list[str]] = {}  # of one grid: their controls are the same
+        for row in rows:
+            models.setdefault(_scores(row["controls"][control]), []).append(row["model"])
+        for scores, of in models.items():
+            where = f", on the patches of {', '.join(of)}" if len(models) > 1 else ""
+            if control == "centre_prior":  # one map: there is no choice of heads
+                scores = (scores[0], "-", "-", scores[3])
+            lines += _row(f"{name}{where}", "", *scores)
+    return [
+        *lines,
+        "",
+        "Best head: of each frame, an oracle; fixed head: the one best over all frames; mass "
+        "curve: the mean height of the heads' mean's Jaccard over masses of 0.05 to 0.95.",
+    ]
+
+
+def _scores(row: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(f"{row[measure]:.3f}" for measure in OBJECT_MEASURES)
+
+
 def _row(*cells: str) -> list[str]:
     return [f"| {' | '.join(cells)} |"]
 
@@ -380,7 +479,9 @@ def page(found: dict[str, Any]) -> str:
     lines += [
         *(
             f"{title}: {model['name']} ({model['data']})."
-            for title, model in zip(("U-Net", "W-Net"), results["models"].values(), strict=True)
+            for title, model in zip(
+                ("U-Net", "W-Net", "DINO"), results["models"].values(), strict=True
+            )
         ),
         f"{found['machine']['cpu']}, {found['machine']['cores']} cores"
         f"{f', {gpu}' if gpu else ''}; commit {found['commit']}.",
@@ -389,7 +490,10 @@ def page(found: dict[str, Any]) -> str:
     for name, figure in results["figures"].items():
         lines += [f"![{name}]({figure['file']})", ""]
     lines += camvid_tables(results["camvid_val"]["unet"], results["camvid_val"]["clusters"])
-    return "\n".join([*lines, "", *regions_table(results["bsds_val"]), ""])
+    lines += ["", *regions_table(results["bsds_val"]), ""]
+    if results["objects"]:
+        lines += [*objects_table(results["objects"]), ""]
+    return "\n".join(lines)
 
 
 def camvid(
@@ -435,10 +539,39 @@ def bsds(
     return {**regions, "published": PUBLISHED}, {"figure 4": {**figure, "merge_level": level}}
 
 
+def attention_size(info: ModelInfo, shape: tuple[int, int]) -> tuple[int, int]:
+    """The size nearest to an image's `shape`, scaled down to the patches of GRID if need be."""
+    most = (patches * info.stride for patches in GRID)
+    scale = min(1.0, *(side / own for side, own in zip(most, shape, strict=True)))
+    height, width = (round(scale * own) for own in shape)
+    return fitting_size(info, (height, width))
+
+
+def attention(data: Path, dino: ModelInfo, out: Path) -> dict[str, Any]:
+    """Figure 7."""
+    davis, natural = data / "davis_dev", data / "bsds500"
+    sets = {
+        "DAVIS": (davis / "images", pair_files(davis / "images", davis / "masks")),
+        "BSDS500 val": (natural / "val" / "images", bsds_pairs(natural, "val")),
+    }
+    frames: dict[str, Frame] = {}
+    sizes = {}
+    for name, (folder, pairs) in sets.items():
+        chosen = spread(of_one_shape(pairs))
+        size = attention_size(dino, read_image(chosen[0].image).shape[:2])
+        for pair, frame in zip(chosen, predict(dino, chosen, size), strict=True):
+            frames[pair.image.relative_to(folder).with_suffix("").as_posix()] = frame
+        sizes[name] = format_size(size)
+    inputs = ", ".join(f"{name} at {size}" for name, size in sizes.items())
+    figure_7(out / "paper_figure_7.png", f"Attention of {dino.name}; input: {inputs}", frames)
+    return {"figure 7": {"file": "paper_figure_7.png", "frames": list(frames), "sizes": sizes}}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--unet", default="unet", help="a name of `ctxseg models` or a file")
     parser.add_argument("--wnet", default="wnet", help="likewise")
+    parser.add_argument("--dino", default="dino_tiny", help="likewise, of task attention")
     parser.add_argument(
         "--checkpoint", type=Path, help="that --wnet was exported from: it holds the decoder"
     )
@@ -450,32 +583,45 @@ def _parser() -> argparse.ArgumentParser:
         "which takes minutes)",
     )
     parser.add_argument(
+        "--objects",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="JSON",
+        help="from `python -m training.evaluate objects`, one of each model in the table",
+    )
+    parser.add_argument(
         "--data",
         type=Path,
         default=Path(os.environ.get("CTXSEG_DATA", ROOT.parent / "shared" / "data")),
-        help="with camvid and bsds500 (%(default)s)",
+        help="with camvid, bsds500 and davis_dev (%(default)s)",
     )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     return parser
 
 
 def _find(args: argparse.Namespace) -> dict[str, Any]:
-    unet, wnet = load(args.unet), load(args.wnet)
+    unet, wnet, dino = load(args.unet), load(args.wnet), load(args.dino)
+    if dino.task != "attention":
+        raise DataError(f"--dino {args.dino}: of task {dino.task}; give a model of task attention")
+    objects = read_objects(args.objects)
     decoder = None
     if args.checkpoint:
         pairs = spread(camvid_pairs(args.data / "camvid", "val"))
         decoder = Decoder(args.checkpoint, wnet, [read_image(pair.image) for pair in pairs])
     args.out.mkdir(parents=True, exist_ok=True)
+    heads = attention(args.data, dino, args.out)
     natural, last = bsds(args.data, wnet, decoder, args.regions, args.out)
     driving, first = camvid(args.data, unet, wnet, decoder, args.out)
     return {
         "models": {
             key: {"name": info.name, "data": info.source.get("data", "data unknown")}
-            for key, info in (("unet", unet), ("wnet", wnet))
+            for key, info in (("unet", unet), ("wnet", wnet), ("dino", dino))
         },
-        "figures": first | last,
+        "figures": first | last | heads,
         "camvid_val": driving,
         "bsds_val": natural,
+        "objects": objects,
     }
 
 
@@ -485,6 +631,9 @@ def main(arguments: Iterable[str] | None = None) -> int:
     if args.checkpoint is None:
         print("figure 3 and the reconstructions of figure 4 are left out: the model file has no")
         print("decoder. Give the W-Net's --checkpoint for them.")
+    if not args.objects:
+        print("the table of objects is left out: give what `training.evaluate objects` wrote")
+        print("as --objects.")
     try:
         results = _find(args)
     except (DataError, ExportError, ModelFileError, RuntimeUnavailable, ValueError) as error:

@@ -31,7 +31,10 @@ from benchmarks import (
     soak,
 )
 from benchmarks.figures import Play
+from ctxseg_ros import store
+from ctxseg_ros.prediction import Prediction
 from training.data.camvid import camvid_pairs, read_camvid
+from training.data.files import DataError
 from training.data.pairs import Pair
 from training.systems.wnet import WNetSystem
 
@@ -495,9 +498,23 @@ def paper_arguments(
     data = tmp_path_factory.mktemp("paper")
     made_camvid(data / "camvid")
     made_bsds(data / "bsds500")
+    made_davis(data / "davis_dev")
     unet = model_factory(name="u", classes=11)
     wnet = model_factory(name="w", classes=9, task="clusters")
-    return ["--data", str(data), "--unet", str(unet), "--wnet", str(wnet)]
+    dino = model_factory(name="d", task="attention")
+    models = ["--unet", str(unet), "--wnet", str(wnet), "--dino", str(dino)]
+    return ["--data", str(data), *models]
+
+
+def made_davis(root: Path) -> None:
+    """Two frames of each of two sequences, with masks."""
+    rng = np.random.default_rng(2)
+    for sequence in ("cow", "owl"):
+        for part in ("images", "masks"):
+            (root / part / sequence).mkdir(parents=True)
+            for number in range(2):
+                image = cv2.resize(rng.integers(0, 256, (3, 5, 3), dtype=np.uint8), (80, 48))
+                cv2.imwrite(str(root / part / sequence / f"{number:05}.png"), image)
 
 
 def test_the_papers_figures(
@@ -508,7 +525,7 @@ def test_the_papers_figures(
     checkpoint = made_checkpoint(tmp_path / "w.ckpt")
     words = [*paper_arguments, "--checkpoint", str(checkpoint), "--out", str(tmp_path)]
     assert paper_figures.main(words) == 0
-    for number in (1, 2, 3, 4):
+    for number in (1, 2, 3, 4, 7):
         picture = cv2.imread(str(tmp_path / f"paper_figure_{number}.png"))
         assert picture is not None and picture.std() > 10
     found = json.loads((tmp_path / "paper_figures.json").read_text())
@@ -518,6 +535,9 @@ def test_the_papers_figures(
     assert results["figures"]["figure 3"]["frames"] == ["0", "1", "2"]
     assert len(results["figures"]["figure 3"]["psnr_db"]) == 3
     assert results["figures"]["figure 4"]["frames"] == ["0", "2"]  # of the commonest shape
+    seventh = results["figures"]["figure 7"]
+    assert seventh["frames"] == ["cow/00000", "cow/00001", "owl/00000", "owl/00001", "0", "2"]
+    assert seventh["sizes"] == {"DAVIS": "48x80", "BSDS500 val": "32x48"}
     assert results["camvid_val"]["wnet"]["matching"]["0"] == "sky"
     rows = results["camvid_val"]["clusters"]
     assert [row["runs"] for row in rows] == [1, *[cluster_baselines.SEEDS] * (len(rows) - 1)]
@@ -528,6 +548,7 @@ def test_the_papers_figures(
     page = (tmp_path / "paper_figures.md").read_text()
     for name in (
         "U-Net: u (none)",
+        "DINO: d (none)",
         "| class 8 |",
         "| random |",
         "| W-Net + CRF + merging |",
@@ -552,12 +573,124 @@ def test_the_papers_figures_without_decoder_from_scores_on_file(
     scores = {kind: {**scores[kind], "vi": measure} for kind in scores}
     path = tmp_path / "regions.json"
     path.write_text(json.dumps({"model": "w", "images": 3, **scores}))
+    objects = [made_objects(tmp_path / f"{name}.json", name) for name in ("big", "small")]
     words = [*paper_arguments, "--regions", str(path), "--out", str(tmp_path)]
-    assert paper_figures.main(words) == 0
+    assert paper_figures.main([*words, "--objects", *map(str, objects)]) == 0
     assert "figure 3 and the reconstructions of figure 4 are left out" in capsys.readouterr().out
     assert not (tmp_path / "paper_figure_3.png").exists()
     page = (tmp_path / "paper_figures.md").read_text()
     assert "| W-Net + CRF | 0.500 / 0.625 |" in page and "figure_3" not in page
+    assert "22 frames of dog, goat" in page
+    rows = [line for line in page.splitlines() if line.endswith("| 0.400 |")]
+    assert rows == [
+        "| big | 32x48 | 0.444 | 0.477 | 0.450 | 0.400 |",
+        "| small | 32x48 | 0.444 | 0.477 | 0.450 | 0.400 |",
+        "| centre prior |  | 0.444 | - | - | 0.400 |",  # one row: it is the same of both
+        "| random ViT-Ti/16 |  | 0.444 | 0.477 | 0.450 | 0.400 |",
+    ]
+
+
+def made_objects(path: Path, model: str, **changes: object) -> Path:
+    """Scores as `training.evaluate objects` writes them; those of the controls are the model's."""
+    scores = {
+        "jaccard_mean": 0.444,
+        "jaccard_best_head": 0.477,
+        "jaccard_fixed_head": 0.45,
+        "mass_curve_area": 0.4,
+    }
+    found = {
+        "model": model,
+        "size": "32x48",
+        "mass": 0.6,
+        "images": 22,
+        "without_object": 0,
+        "sequences": {"dog": {}, "goat": {}},
+        "controls": {"centre_prior": scores, "random_vit": scores},
+    }
+    path.write_text(json.dumps({**found, **scores, **changes}))
+    return path
+
+
+def test_controls_of_another_grid_get_rows_of_their_own(tmp_path: Path) -> None:
+    paths = [made_objects(tmp_path / "a.json", "a"), made_objects(tmp_path / "b.json", "b")]
+    found = json.loads(paths[1].read_text())
+    found["controls"]["centre_prior"]["jaccard_mean"] = 0.25
+    paths[1].write_text(json.dumps(found))
+    lines = paper_figures.objects_table(paper_figures.read_objects(paths))
+    assert "| centre prior, on the patches of a |  | 0.444 | - | - | 0.400 |" in lines
+    assert "| centre prior, on the patches of b |  | 0.250 | - | - | 0.400 |" in lines
+    assert sum("random" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"mass": 0.5}, "at mass 0.5; wanted is --mass 0.6"),
+        ({"images": 21}, "on other frames"),
+        ({"sequences": {"dog": {}, "cow": {}}}, "on other frames"),
+    ],
+)
+def test_scores_of_attention_that_do_not_go_together_are_refused(
+    tmp_path: Path, changes: dict, said: str
+) -> None:
+    good = made_objects(tmp_path / "good.json", "good")
+    odd = made_objects(tmp_path / "odd.json", "odd", **changes)
+    with pytest.raises(DataError, match=said):
+        paper_figures.read_objects([good, odd])
+    odd.write_text("[]")
+    with pytest.raises(DataError, match=r"evaluate objects --json` writes"):
+        paper_figures.read_objects([good, odd])
+
+
+def test_figure_7_shows_every_head_and_the_patches_that_hold_the_mass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list = []
+    monkeypatch.setattr(paper_figures, "draw", lambda *args, **options: drawn.append(args))
+    image = np.full((20, 30, 3), 200, np.uint8)
+    attention = np.full((2, 2, 3), 0.05, np.float32)
+    attention[0, 0, 1] = attention[1, 1, 2] = 0.75  # of the mean two patches hold 0.8
+    frame = paper_figures.Frame("a", image, Prediction(attention=attention))
+    paper_figures.figure_7(tmp_path / "x.png", "title", {"a": frame})
+    ((_, _, columns, rows),) = drawn
+    assert columns == ("image", "mask, mass 0.6", "heads' mean", "head 0", "head 1")
+    shown, masked, mean, *heads = rows["a"]
+    assert shown is image and len(heads) == 2
+    lit = np.zeros((20, 30), bool)
+    lit[:10, 10:20] = lit[10:, 20:] = True
+    assert (masked == np.where(lit, 200, 40)[..., None]).all()
+    light = [picture.sum(axis=2) for picture in (mean, *heads)]
+    dark = light[0][15, 5]
+    assert light[0][2, 15] > 2 * dark and light[0][17, 27] > 2 * dark
+    for plane, row, column in ((light[1], 0, 1), (light[2], 1, 2)):
+        y, x = np.unravel_index(plane.argmax(), plane.shape)
+        assert (y // 10, x // 10) == (row, column)
+
+
+@pytest.mark.parametrize(
+    ("stride", "shape", "size"),
+    [
+        (14, (480, 854), (476, 840)),  # 34 x 60 patches
+        (16, (480, 854), (480, 848)),
+        (16, (321, 481), (320, 480)),
+        (14, (481, 321), (476, 322)),
+        (16, (3, 5), (16, 16)),
+    ],
+)
+def test_the_input_of_figure_7_has_the_images_shape_on_34_x_60_patches_at_most(
+    model_factory: Callable[..., Path], stride: int, shape: tuple, size: tuple
+) -> None:
+    info = store.load(model_factory(task="attention", stride=stride, size=(2 * stride, stride)))
+    assert paper_figures.attention_size(info, shape) == size
+
+
+def test_a_model_without_attention_is_refused(
+    paper_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wnet = paper_arguments[paper_arguments.index("--wnet") + 1]
+    words = [*paper_arguments, "--dino", wnet, "--out", str(tmp_path)]
+    assert paper_figures.main(words) == 1
+    assert "of task clusters; give a model of task attention" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

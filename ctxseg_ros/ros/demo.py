@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo: plays a source through camera_node and segment_node, measures, and keeps a video.
 
-Three processes over real DDS. This one records labels and the stamps of the frames, nothing else:
-a file's pixels are read again afterwards. Recording the images too took a quarter of the frame rate
-on two busy cores.
+Three processes over real DDS. This one records labels (or attention) and the stamps of the frames,
+nothing else: a file's pixels are read again afterwards. Recording the images too took a quarter of
+the frame rate on two busy cores.
 """
 
 import argparse
@@ -65,6 +65,7 @@ class Recording:
     """What the run left behind."""
 
     stamps: list[Stamp] = field(default_factory=list)  # of the frames sent, in their order
+    # Labels, or attention, uint8 [H, W]: shape and packed pixels.
     labels: dict[Stamp, tuple[tuple[int, int], bytes]] = field(default_factory=dict)
     pictures: dict[Stamp, NDArray[np.uint8]] = field(default_factory=dict)  # JPEG; live only
     label_times: list[float] = field(default_factory=list)
@@ -80,12 +81,13 @@ class Recording:
 class Recorder(Node):
     """Subscribes to what the demo keeps."""
 
-    def __init__(self, namespace: str, live: bool) -> None:
+    def __init__(self, namespace: str, topic: str, live: bool) -> None:
+        """`topic`: of the node's outputs, the one to record."""
         super().__init__("recorder", namespace=namespace)
         self.recording = Recording()
         deep = QoSProfile(reliability=RELIABLE, depth=100)
         self.create_subscription(CameraInfo, "camera_info", self._on_camera_info, deep)
-        self.create_subscription(Image, "segment/labels", self._on_labels, deep)
+        self.create_subscription(Image, f"segment/{topic}", self._on_labels, deep)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, deep)
         self._image_wanted = live  # it cannot be read a second time
 
@@ -191,7 +193,8 @@ def play(
     use_transport_profile()
     namespace = f"/demo_{os.getpid()}"  # a robot on the same network is none of this
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-    recorder = Recorder(namespace, source.live)
+    topic = "attention" if info.task == "attention" else "labels"
+    recorder = Recorder(namespace, topic, source.live)
     children: list[subprocess.Popen] = []
     interrupted: list[int] = []  # Ctrl-C ends the playing, not the demo
     handler = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
@@ -400,7 +403,8 @@ def show(result: dict[str, Any], console: Console) -> None:
 def frames_with_labels(
     recording: Recording, source: FrameSource
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]:
-    """Every frame that was sent: uint8 [H, W, 3] RGB, and its labels [H, W] if it got any."""
+    """Every frame that was sent: uint8 [H, W, 3] RGB, and its labels, or attention, [H, W] if it
+    got any."""
     if source.live:
         pairs: Iterator[tuple[Stamp, NDArray[np.uint8]]] = (
             (stamp, cv2.imdecode(jpeg, cv2.IMREAD_COLOR))  # type: ignore[misc]
@@ -429,7 +433,7 @@ def write_pictures(
     A frame without labels repeats the overlay before it: so the video moves as often as labels
     came, and colours always lie on the picture that they belong to.
     """
-    kept = recording.labels.keys() & recording.pictures.keys() if source.live else recording.labels
+    kept = recording.labels.keys() & (recording.pictures if source.live else recording.stamps)
     total = len(kept)
     if not total or len(recording.stamps) < 2:
         raise DemoError("too few frames were labelled for a picture: let it run longer")
@@ -446,12 +450,12 @@ def write_pictures(
         for rgb, labels in frames_with_labels(recording, source):
             progress.advance(task)
             if labels is not None:
-                painted = render.overlay(rgb, labels, info.colours, ALPHA)
+                painted = _painted(rgb, labels, info)
                 if labelled in chosen:
                     rows.append(_thumbnails(rgb, painted))
                 labelled += 1
                 shown = painted
-            picture = render.legend(rgb if shown is None else shown, info.classes)
+            picture = _with_legend(rgb if shown is None else shown, info)
             picture = picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2]
             if video is None:
                 height, width = size = picture.shape[:2]
@@ -464,9 +468,23 @@ def write_pictures(
             video.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     if video is not None:
         video.release()
-    sheet = render.legend(np.vstack(rows), info.classes)
+    sheet = _with_legend(np.vstack(rows), info)
     if not cv2.imwrite(str(out / "frames.png"), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
         raise DemoError(f"{out / 'frames.png'} cannot be written")
+
+
+def _painted(
+    rgb: NDArray[np.uint8], labels: NDArray[np.uint8], info: ModelInfo
+) -> NDArray[np.uint8]:
+    """The frame under its labels' colours, or under its attention as heat."""
+    if info.task == "attention":
+        return render.heat_overlay(rgb, labels, ALPHA)
+    return render.overlay(rgb, labels, info.colours, ALPHA)
+
+
+def _with_legend(image: NDArray[np.uint8], info: ModelInfo) -> NDArray[np.uint8]:
+    """The image above the names of the classes, if there are any."""
+    return render.legend(image, info.classes) if info.classes else image
 
 
 def _seconds(stamps: list[Stamp]) -> float:

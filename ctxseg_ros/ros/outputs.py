@@ -90,12 +90,18 @@ class CameraOutputs:
         self, frame: Frame, attention: NDArray[np.float32], wanted: Wanted
     ) -> None:
         header = frame.message.header
-        plane = head_map(attention, self._settings["attention_head"])
+        plane = self._plane(attention)
         if "attention" in wanted:
             self._publish("attention", header, attention_image(plane, *frame.size), "mono8")
         if "attention_mask" in wanted:
             mask = mass_mask(plane, self._settings["attention_mass"])
             self._publish("attention_mask", header, mask_image(mask, *frame.size), "mono8")
+
+    def _plane(self, attention: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The chosen head's plane."""
+        head = self._settings["attention_head"]
+        # A model with more heads takes over after this frame, and this is one of them.
+        return head_map(attention, head if head < len(attention) else -1)
 
     def publish_pictures(
         self, frame: Frame, prediction: Prediction, engine: Engine, wanted: Wanted
@@ -105,8 +111,7 @@ class CameraOutputs:
         if not wanted & {"color", "overlay"}:
             return
         if prediction.attention is not None:
-            plane = head_map(prediction.attention, self._settings["attention_head"])
-            heat = attention_image(plane, *frame.size)
+            heat = attention_image(self._plane(prediction.attention), *frame.size)
             if "color" in wanted:
                 self._publish("color", header, render.heat_map(heat), "rgb8")
             if "overlay" in wanted:
