@@ -83,10 +83,12 @@ def test_losses_against_slow_sums(system, street_frames):
     deviation = np.sqrt(system.standardise.running_var.double().numpy() + system.standardise.eps)
     divergence, angles = [], []
     for image in range(2):
-        for head in range(wanted.shape[1]):
-            p = wanted[image, head] / wanted[image, head].sum()
-            q = found[image, head] / found[image, head].sum()
+        left, right = (
+            [row / row.sum() for row in attention[image]] for attention in (wanted, found)
+        )
+        for p, q in zip([*left, np.mean(left, 0)], [*right, np.mean(right, 0)], strict=True):
             divergence.append(sum(a * np.log(a / b) for a, b in zip(p, q, strict=True)))
+            divergence[-1] += sum(b * np.log(b / a) for a, b in zip(p, q, strict=True))
         for patch in range(target.shape[1]):
             a, b = features[image, patch], (target[image, patch] - mean) / deviation
             angles.append(1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b))

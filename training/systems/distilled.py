@@ -18,15 +18,20 @@ from training.networks.encoder import Encoder, create_vit
 from training.pictures import attention_sheet, log_picture
 from training.systems.labelled import decay_groups, finite, warmed_poly
 
+#: Shares of attention are at least this in the loss, so that none has an infinite logarithm.
+_LEAST = 1e-8
+
 
 class DistilledSystem(L.LightningModule):
     """Student and frozen teacher see the same part of a frame, cut into the same grid of patches.
 
-    Two losses, averaged over patches or heads, make the student's maps and features mean what the
+    Two losses, averaged over patches or maps, make the student's maps and features mean what the
     teacher's do:
 
-    1. Attention: KL(teacher || student) of the last block's CLS row over the patches, head by head
-       (the student's last block is given as many heads as the teacher's).
+    1. Attention: the Jeffreys divergence of the last block's CLS rows over the patches, head by
+       head and of the heads' mean (the student's last block is given as many heads as the
+       teacher's). KL(teacher || student) alone hardly minds attention where the teacher has none,
+       and maps grow diffuse; KL(student || teacher) minds just that.
     2. Features: 1 - cosine between a linear map of the student's patch tokens and the teacher's,
        each channel of which is brought to mean 0 and variance 1 by running statistics: a few
        channels of DINOv2 are so large that nothing else would count.
@@ -102,9 +107,7 @@ class DistilledSystem(L.LightningModule):
         # Shares of what falls on patches: neither the CLS token's own share nor a register's.
         wanted = wanted / wanted.sum(-1, keepdim=True)
         found = attention / attention.sum(-1, keepdim=True)
-        apart = F.kl_div(
-            found.clamp(min=1e-12).log().flatten(0, 1), wanted.flatten(0, 1), reduction="batchmean"
-        )
+        apart = jeffreys(with_mean(wanted), with_mean(found)).mean()
         return apart, unlike, found, wanted
 
     def graph(self) -> nn.Module:
@@ -157,3 +160,14 @@ class DistilledSystem(L.LightningModule):
         h = self.hparams
         groups = decay_groups(nn.ModuleList([self.network, self.head]), h.lr, h.weight_decay)
         return warmed_poly(torch.optim.AdamW(groups, lr=h.lr), self.trainer, h.warmup)
+
+
+def with_mean(rows: Tensor) -> Tensor:
+    """Attention [B, heads, N] and its mean over the heads as one more, [B, heads + 1, N]."""
+    return torch.cat([rows, rows.mean(1, keepdim=True)], dim=1)
+
+
+def jeffreys(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p || q) + KL(q || p) = sum (p - q) log(p / q) of distributions [..., N], in nats [...]."""
+    p, q = p.clamp(min=_LEAST), q.clamp(min=_LEAST)
+    return ((p - q) * (p.log() - q.log())).sum(-1)
