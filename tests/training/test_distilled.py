@@ -2,6 +2,7 @@
 """A student that learns a teacher's features and attention."""
 
 import csv
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -148,6 +149,28 @@ def test_resumed_equals_unbroken(command, tmp_path):
     )
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_shipped_recipe_trains(frames, teacher_weights, caplog):
+    """Two batches of the YAML, with small networks and on small frames."""
+    recipe = Path(__file__).parents[2] / "training/configs/dino_tiny_dinov2.yaml"
+    options = {
+        "config": recipe,
+        "model.init_args.backbone": "test_vit2",
+        "model.init_args.weights": "null",
+        "model.init_args.teacher": "test_vit",
+        "model.init_args.teacher_weights": teacher_weights,
+        "model.init_args.size": SIZE,
+        "data.init_args.source": frames,
+        "data.init_args.val_source": "null",
+        "data.init_args.size": SIZE,
+        "data.init_args.batch_size": 2,
+        "data.init_args.workers": 0,
+        "trainer.accelerator": "cpu",
+        "trainer.fast_dev_run": 2,
+    }
+    assert main(["fit", *(f"--{key}={value}" for key, value in options.items())]) == 0
+    assert "`max_steps=2` reached" in caplog.text
 
 
 def test_labelled_data_is_refused(command, capfd, small_camvid):
