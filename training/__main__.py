@@ -14,6 +14,7 @@ import lightning as L
 from lightning.pytorch.cli import LightningCLI
 
 from training.data.pairs import DataError
+from training.networks.weights import WeightsError
 from training.systems.labelled import TrainingDiverged
 
 
@@ -25,7 +26,7 @@ class CLI(LightningCLI):
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run LightningCLI. Returns 1, after one clear line, where the data or the loss is at fault."""
+    """Run LightningCLI. Returns 1, after one clear line, where data, weights or loss are at fault."""
     try:
         CLI(
             L.LightningModule,
@@ -37,7 +38,7 @@ def main(args: list[str] | None = None) -> int:
             trainer_defaults={"use_distributed_sampler": False},
             args=args,
         )
-    except (DataError, TrainingDiverged, FileNotFoundError) as error:
+    except (DataError, TrainingDiverged, WeightsError, FileNotFoundError) as error:
         print(f"training: {error}", file=sys.stderr)
         return 1
     except pickle.UnpicklingError as error:

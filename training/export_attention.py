@@ -78,7 +78,7 @@ def from_file(path: Path, architecture: str | None) -> tuple[Encoder, str]:
     others: list[str] = []
     if architecture is None:
         architecture, others = choose_architecture(weights)
-    encoder = Encoder(architecture, None, weights=path)
+    encoder = Encoder(architecture, None, weights=path, last_heads=weights.last_heads)
     print(f"architecture {architecture}, {_statistics(encoder)}")
     if others:
         print(f"the shapes also fit {', '.join(others)}: if it is one of them, name it with --arch")

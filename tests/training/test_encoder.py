@@ -7,6 +7,7 @@ import re
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -234,6 +235,68 @@ def test_another_patch_and_depth_are_not_taken_for_fitting(backbone, tmp_path):
     torch.save(deeper, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match=r"blocks.12.norm1.weight \[192\] is too many"):
         Encoder("deit_tiny_patch16_224", (64, 64), weights=tmp_path / "w.pth")
+
+
+# Patches of another size
+
+
+@pytest.fixture(scope="module")
+def patch14(tmp_path_factory):
+    """A file of DINOv2-S's shapes, patch 14, on a small grid, and its tensors."""
+    torch.manual_seed(0)
+    state = create_vit(DINOV2, img_size=(70, 70)).state_dict()
+    # Kernels as trained ones are: smooth, each with a sum of its own.
+    state["patch_embed.proj.weight"] = F.interpolate(
+        torch.randn(384, 3, 4, 4), (14, 14), mode="bicubic"
+    )
+    path = tmp_path_factory.mktemp("weights") / "w.pth"
+    torch.save(state, path)
+    return path, state
+
+
+def test_same_patch_changes_nothing(patch14):
+    path, state = patch14
+    found = Encoder(DINOV2, (70, 84), weights=path, patch=14).vit.state_dict()
+    expected = Encoder(DINOV2, (70, 84), weights=path).vit.state_dict()
+    for name in state:
+        assert torch.equal(found[name], expected[name])
+    assert torch.equal(found["patch_embed.proj.weight"], state["patch_embed.proj.weight"])
+
+
+def test_resampled_kernels_say_the_same_of_an_enlarged_image(patch14, street_frames):
+    path, state = patch14
+    small, large = (
+        Encoder(DINOV2, None, weights=path),
+        Encoder(DINOV2, None, weights=path, patch=16),
+    )
+    assert (small.patch, large.patch) == (14, 16)
+    assert small.vit.patch_embed.grid_size == large.vit.patch_embed.grid_size == (5, 5)
+    images = torch.from_numpy(street_frames[0][:140, :140]).permute(2, 0, 1)[None].float()
+    enlarged = F.interpolate(images, (160, 160), mode="bicubic")
+    kernels = state["patch_embed.proj.weight"]
+    naive = F.interpolate(kernels, (16, 16), mode="bicubic")
+    with torch.inference_mode():
+        expected, found = small.embed(images), large.embed(enlarged)
+        large.vit.patch_embed.proj.weight.copy_(naive)
+        worse = large.embed(enlarged)
+    assert found.shape == expected.shape == (1, 10, 10, 384)
+    scale = expected.square().mean().sqrt()
+    assert (found - expected).square().mean().sqrt() < 0.02 * scale
+    assert (worse - expected).square().mean().sqrt() > 0.2 * scale
+
+
+def test_another_patch_is_an_error_unless_asked_for(patch14, deit, tmp_path):
+    path, _ = patch14
+    said = r"proj.weight is \[384, 3, 14, 14\], \[384, 3, 16, 16\] expected"
+    with pytest.raises(WeightsError, match=said):
+        Encoder("vit_small_patch16_224", (64, 64), weights=path)
+    with pytest.raises(ValueError, match="patch is 0"):
+        Encoder(DINOV2, (64, 64), weights=path, patch=0)
+    with pytest.raises(ValueError, match="70x70 is no multiple of the patch 16"):
+        Encoder(DINOV2, (70, 70), weights=path, patch=16)
+    torch.save({"model": deit}, tmp_path / "deit.pth")
+    with pytest.raises(WeightsError, match="They fit deit_tiny_patch16_224"):
+        Encoder(DINOV2, (70, 70), weights=tmp_path / "deit.pth", patch=14)
 
 
 class Pickled:

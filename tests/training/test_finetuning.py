@@ -1,15 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Segmenters on a given encoder: linear head, frozen encoder, few labels."""
 
+from pathlib import Path
+
+import lightning as L
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 from training.__main__ import main
 from training.data.files import DataError
 from training.data.module import CamVid, evenly
-from training.export import network_labels
+from training.export import load_system, network_labels
 from training.networks.linear_head import LinearHead
+from training.networks.weights import WeightsError
+from training.systems.distilled import DistilledSystem
 from training.systems.segmenter import SegmenterSystem
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_linear_head_scores_each_patch_by_itself():
@@ -85,3 +94,125 @@ def test_evenly_takes_no_pair_twice():
 def test_share_out_of_range_is_refused(share):
     with pytest.raises(DataError, match="above 0, up to 1"):
         CamVid("nowhere", share=share)
+
+
+def saved(system: L.LightningModule, path: Path) -> Path:
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(system)
+    trainer.save_checkpoint(path)
+    return path
+
+
+@pytest.fixture
+def student(tmp_path):
+    """(network, its checkpoint) of a student of width 64 whose last block has 16 heads."""
+    torch.manual_seed(1)
+    system = DistilledSystem("test_vit", teacher="vit_large_patch16_224", size=(64, 96))
+    return system.network.eval(), saved(system, tmp_path / "student.ckpt")
+
+
+def test_student_goes_on_with_its_teachers_heads(student, config, tmp_path, street_frames):
+    network, checkpoint = student
+    heads = network.vit.blocks[-1].attn.num_heads
+    arguments = {"weights": checkpoint, "last_heads": heads, "frozen": True, "head": "linear"}
+    options = {f"model__init_args__{key}": value for key, value in arguments.items()}
+    assert main(config("tuned", **options, trainer__max_epochs=1)) == 0
+    checkpoint.unlink()  # the system's own checkpoint is enough from here on
+    images = torch.from_numpy(street_frames[0][:64, :96]).permute(2, 0, 1)[None]
+    system, _ = load_system(tmp_path / "tuned" / "last.ckpt")
+    with torch.inference_mode():
+        assert torch.equal(system.network.encoder(images), network(images))
+
+    again = SegmenterSystem(
+        "test_vit",
+        weights=str(tmp_path / "tuned" / "last.ckpt"),
+        size=(64, 96),
+        last_heads=heads,
+    )
+    with torch.inference_mode():
+        assert torch.equal(again.eval().network.encoder(images), network(images))
+    with pytest.raises(WeightsError, match=f"set last_heads to {heads}"):
+        SegmenterSystem("test_vit", weights=str(tmp_path / "tuned" / "last.ckpt"), size=(64, 96))
+
+
+def test_student_with_its_architectures_heads_is_refused(student):
+    network, checkpoint = student
+    own = SegmenterSystem("test_vit").network.encoder.vit.blocks[-1].attn.num_heads
+    heads = network.vit.blocks[-1].attn.num_heads
+    assert heads != own
+    said = rf"student.ckpt: .* with {heads} heads, test_vit has {own}: set last_heads to {heads}"
+    with pytest.raises(WeightsError, match=said):
+        SegmenterSystem("test_vit", weights=str(checkpoint), size=(64, 96))
+
+
+def test_patch_of_a_checkpoint_is_kept(tmp_path, street_frames):
+    arguments = {"patch": 8, "size": (64, 96), "decoder_dim": 64}
+    system = SegmenterSystem("test_vit", **arguments).eval()
+    loaded, _ = load_system(saved(system, tmp_path / "w.ckpt"))
+    images = torch.from_numpy(street_frames[0][:64, :96]).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        assert system.network.encoder(images).shape[1] == 8 * 12
+        assert torch.equal(loaded.logits(images), system.logits(images))
+
+
+RECIPE = ROOT / "training" / "configs" / "segmenter_small_dino_camvid.yaml"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"model.init_args.frozen": True, "model.init_args.head": "linear"},
+        {"model.init_args.patch": 16},
+    ],
+)
+def test_recipe_trains(options, small_camvid, capsys):
+    """Two batches of the recipe and of what its comments offer, without the weights' file."""
+    size = "[64, 96]" if options.get("model.init_args.patch") else "[56, 84]"
+    options = {
+        "config": RECIPE,
+        "model.init_args.weights": "null",
+        "model.init_args.size": size,
+        "data.init_args.size": size,
+        "data.init_args.root": small_camvid,
+        "data.init_args.share": 0.5,
+        "data.init_args.workers": 0,
+        "data.init_args.batch_size": 2,
+        "trainer.accelerator": "cpu",
+        "trainer.fast_dev_run": 2,
+        **options,
+    }
+    assert main(["fit", *(f"--{key}={value}" for key, value in options.items())]) == 0
+    assert "val/miou" in capsys.readouterr().out
+
+
+def test_resumed_after_a_validation_equals_unbroken(config, tmp_path):
+    """As the recipe counts and saves: by steps, at the end of an epoch."""
+    options = {
+        "data__init_args__share": 0.5,
+        "data__init_args__batch_size": 2,
+        "model__init_args__dropout": 0.2,
+        "trainer__max_epochs": -1,
+        "trainer__max_steps": 8,
+        "trainer__check_val_every_n_epoch": "null",
+        "trainer__val_check_interval": 4,
+        "trainer__callbacks__save_on_train_epoch_end": False,
+    }
+    every = {"trainer__callbacks__filename": "{step}", "trainer__callbacks__save_top_k": -1}
+    assert main(config("unbroken", **options, **every)) == 0
+    half = tmp_path / "unbroken" / "step=4.ckpt"
+    assert main([*config("resumed", **options), f"--ckpt_path={half}"]) == 0
+    whole = torch.load(tmp_path / "unbroken" / "step=8.ckpt", weights_only=True)["state_dict"]
+    found = torch.load(tmp_path / "resumed" / "last.ckpt", weights_only=True)
+    assert found["global_step"] == 8
+    for name in whole:
+        assert torch.equal(found["state_dict"][name], whole[name]), name
+
+
+def test_weights_of_another_network_end_in_one_line(config, tmp_path, capfd):
+    path = tmp_path / "other.safetensors"
+    save_file(timm.create_model("test_vit3", num_classes=0).state_dict(), path)
+    assert main(config("run", model__init_args__weights=path)) == 1
+    message = capfd.readouterr().err
+    assert "other.safetensors are not the weights of test_vit" in message
+    assert "Traceback" not in message

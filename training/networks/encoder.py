@@ -15,7 +15,7 @@ from timm.models.eva import Eva, EvaAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from training.networks.weights import load_weights, read_weights, stored_size
+from training.networks.weights import WeightsError, load_weights, read_weights, stored_size
 
 
 class Encoder(nn.Module):
@@ -38,11 +38,14 @@ class Encoder(nn.Module):
         drop_path: stochastic depth at the last block, rising linearly from 0 at the first.
         last_heads: heads of the last block's attention; None leaves the architecture's. The
             weights keep their shapes, only their rows are shared out among more or fewer heads.
+        patch: side of the patches in pixels; weights of another are resampled to it. None leaves
+            the architecture's, and weights of another are refused.
 
     Raises:
         FileNotFoundError: ``weights`` names no file.
-        ValueError: ``name`` is no ViT of timm, ``weights`` are another network's, ``size`` is no
-            multiple of the patch, or the width none of ``last_heads``.
+        ValueError: ``name`` is no ViT of timm, ``weights`` are another network's, or their last
+            block has other heads and ``last_heads`` is None; ``patch`` is less than 1, ``size`` no
+            multiple of it, or the width none of ``last_heads``.
         OSError: the weights of ``name`` cannot be downloaded.
     """
 
@@ -56,13 +59,17 @@ class Encoder(nn.Module):
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
         last_heads: int | None = None,
+        patch: int | None = None,
     ) -> None:
         super().__init__()
+        if patch is not None and patch < 1:
+            raise ValueError(f"patch is {patch}: give a side of 1 pixel or more")
         local = read_weights(weights) if weights is not None else None
         if size is None and local is not None:
-            size = stored_size(local)
+            size = stored_size(local, patch)
         self.vit = create_vit(
             name,
+            **({} if patch is None else {"patch_size": patch}),
             pretrained=pretrained and local is None,
             img_size=None if size is None else tuple(size),
             proj_drop_rate=dropout,
@@ -70,7 +77,13 @@ class Encoder(nn.Module):
             drop_path_rate=drop_path,
         )
         if local is not None:
-            load_weights(self.vit, name, local)
+            load_weights(self.vit, name, local, patch)
+            heads = self.vit.blocks[-1].attn.num_heads
+            if last_heads is None and local.last_heads not in (None, heads):
+                raise WeightsError(
+                    f"{local.path}: the last block was trained with {local.last_heads} heads, "
+                    f"{name} has {heads}: set last_heads to {local.last_heads}"
+                )
         self.patch: int = self.vit.patch_embed.patch_size[0]
         self.dim: int = self.vit.embed_dim
         self.rotates = getattr(self.vit, "rope", None) is not None

@@ -14,7 +14,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.layers import resample_abs_pos_embed
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor, nn
 
 #: timm names that a file can be of, most likely first: without a head, and with one.
@@ -45,11 +45,16 @@ class WeightsError(ValueError):
 
 @dataclass(frozen=True)
 class Weights:
-    """A backbone's tensors under timm's names, and whether a classification head came along."""
+    """A backbone's tensors under timm's names, and whether a classification head came along.
+
+    ``last_heads``: of the last block's attention, where a checkpoint of ours has given it others
+    than its architecture has. No shape tells.
+    """
 
     path: Path
     tensors: dict[str, Tensor]
     head: bool
+    last_heads: int | None = None
 
 
 def read_weights(path: str | Path) -> Weights:
@@ -65,7 +70,8 @@ def read_weights(path: str | Path) -> Weights:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"backbone weights {path}: no such file")
-    state = _tensors(_load(path))
+    saved = _load(path)
+    state = _tensors(saved)
     backbones = [name.removesuffix(_PATCHES) for name in state if name.endswith(_PATCHES)]
     if not backbones:
         first = ", ".join(f"{k} {_shape(v)}" for k, v in list(state.items())[:_SHOWN])
@@ -74,24 +80,32 @@ def read_weights(path: str | Path) -> Weights:
         )
     prefix = next((name for name in backbones if "teacher" in name), backbones[0])
     state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-    return Weights(path, _timm_names(state), any(k.startswith("head.") for k in state))
+    head = any(k.startswith("head.") for k in state)
+    return Weights(path, _timm_names(state), head, _last_heads(saved))
 
 
-def load_weights(vit: nn.Module, name: str, weights: Weights) -> None:
+def load_weights(vit: nn.Module, name: str, weights: Weights, patch: int | None = None) -> None:
     """Load a backbone into timm's ``name``, its position embedding resampled to the ViT's grid.
+
+    Args:
+        patch: side, in pixels, that the kernels of the patch embedding are resampled to: as
+            FlexiViT does, so that they say of an enlarged patch what they said of the patch. None
+            takes them as they are.
 
     Raises:
         WeightsError: it is another network's; names the first names and shapes that differ, and
             the timm names that fit.
     """
-    if wrong := mismatches(vit, weights.tensors):
+    tensors = dict(weights.tensors)
+    if patch is not None:
+        tensors[_PATCHES] = resample_patch_embed(tensors[_PATCHES].float(), [patch, patch])
+    if wrong := mismatches(vit, tensors):
         fits = architectures(weights)
         more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise WeightsError(
             f"{weights.path} are not the weights of {name}: {'; '.join(wrong[:_SHOWN])}{more}. "
             + (f"They fit {', '.join(fits[:_SHOWN])}" if fits else "No architecture known fits")
         )
-    tensors = dict(weights.tensors)
     if "pos_embed" in tensors:
         prefix, grid = _prefix(vit), vit.patch_embed.grid_size  # type: ignore[union-attr]
         side = _side(tensors["pos_embed"].shape[1] - prefix)
@@ -148,14 +162,17 @@ def architectures(weights: Weights) -> list[str]:
     return sorted(found, key=lambda name: not fits[name.split(".")[0]])
 
 
-def stored_size(weights: Weights) -> tuple[int, int] | None:
-    """(height, width) in pixels of the square position grid; None if there is none."""
+def stored_size(weights: Weights, patch: int | None = None) -> tuple[int, int] | None:
+    """(height, width) of the square position grid; None if there is none.
+
+    In pixels of the weights' own patches, or of those that they are resampled to.
+    """
     positions = weights.tensors.get("pos_embed")
     if positions is None:
         return None
     # Registers never have one; whether the CLS token has shows in the count being a square.
     side = _side(positions.shape[1]) or _side(positions.shape[1] - 1)
-    pixels = side * weights.tensors[_PATCHES].shape[-1]
+    pixels = side * (patch or weights.tensors[_PATCHES].shape[-1])
     return (pixels, pixels) if side else None
 
 
@@ -186,6 +203,17 @@ def _tensors(saved: object) -> dict[str, Tensor]:
             return {k: v for k, v in saved.items() if isinstance(v, Tensor)}
         saved = inner[0]
     return {}
+
+
+def _last_heads(saved: object) -> int | None:
+    """See ``Weights``."""
+    recipe = saved.get("hyper_parameters") if isinstance(saved, dict) else None
+    if not isinstance(recipe, dict):
+        return None
+    if saved.get("system") == "DistilledSystem":  # its student has the heads of its teacher
+        with torch.device("meta"):
+            return timm.create_model(recipe["teacher"]).blocks[-1].attn.num_heads
+    return recipe.get("last_heads")
 
 
 def _timm_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

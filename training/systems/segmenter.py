@@ -19,7 +19,8 @@ class SegmenterSystem(LabelledSystem):
     """The network with its loss and its optimiser.
 
     Args:
-        backbone: timm name of the ViT. weights, pretrained: see Encoder.
+        backbone: timm name of the ViT. weights, pretrained, patch, last_heads: see Encoder.
+            ``weights`` of a checkpoint of DistilledSystem need ``last_heads``.
         size: (height, width) that the position embedding is stored for.
         head: ``mask`` decodes with the mask transformer, ``linear`` with one linear layer, the
             measure of what an encoder knows.
@@ -36,6 +37,8 @@ class SegmenterSystem(LabelledSystem):
         backbone: str = "deit_tiny_patch16_224",
         weights: str | None = None,
         pretrained: bool = False,
+        patch: int | None = None,
+        last_heads: int | None = None,
         size: tuple[int, int] = (352, 480),
         head: Literal["mask", "linear"] = "mask",
         decoder_dim: int = 192,
@@ -59,7 +62,15 @@ class SegmenterSystem(LabelledSystem):
         super().__init__(classes)
         self.save_hyperparameters()
         encoder = Encoder(
-            backbone, size, pretrained, weights, dropout, attention_dropout, drop_path
+            backbone,
+            size,
+            pretrained,
+            weights,
+            dropout,
+            attention_dropout,
+            drop_path,
+            last_heads,
+            patch,
         )
         encoder.requires_grad_(not frozen)
         count = len(self.class_names)
