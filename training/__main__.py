@@ -14,8 +14,11 @@ import lightning as L
 from lightning.pytorch.cli import LightningCLI
 
 from training.data.pairs import DataError
-from training.networks.weights import WeightsError
 from training.systems.labelled import TrainingDiverged
+
+
+class BadArguments(RuntimeError):
+    """A system or a data set refused its arguments; the message is theirs."""
 
 
 class CLI(LightningCLI):
@@ -24,9 +27,19 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         self.config[self.subcommand].weights_only = True
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            # jsonargparse wraps what a system or a data set refused into pages about types.
+            first: BaseException = error
+            while isinstance(first.__cause__, ValueError):
+                first = first.__cause__
+            raise BadArguments(str(first)) from error
+
 
 def main(args: list[str] | None = None) -> int:
-    """Run LightningCLI. Returns 1, after one clear line, where data, weights or loss are at fault."""
+    """Run LightningCLI. Returns 1, after one clear line, if arguments, data or loss are wrong."""
     try:
         CLI(
             L.LightningModule,
@@ -38,7 +51,7 @@ def main(args: list[str] | None = None) -> int:
             trainer_defaults={"use_distributed_sampler": False},
             args=args,
         )
-    except (DataError, TrainingDiverged, WeightsError, FileNotFoundError) as error:
+    except (BadArguments, DataError, TrainingDiverged, FileNotFoundError) as error:
         print(f"training: {error}", file=sys.stderr)
         return 1
     except pickle.UnpicklingError as error:
