@@ -2,7 +2,7 @@
 """The paper's figures and tables, from this project's models.
 
 python benchmarks/paper_figures.py [--checkpoint W-NET.ckpt] [--regions REGIONS.json]
-    [--objects OBJECTS.json ...]
+    [--dino MODEL] [--objects OBJECTS.json ...]
 
 Figure 1, U-Net against W-Net, and figure 2, W-Net and the CRF, on the same frames of CamVid val;
 figure 3, what W-Net's decoder paints; figure 4, W-Net on natural images (BSDS500 val); figure 7,
@@ -69,6 +69,7 @@ PUBLISHED = {
     "human, published (test)": ((0.72,), (0.88,), (1.17,)),
 }
 
+_TITLES = {"unet": "U-Net", "wnet": "W-Net", "dino": "DINO"}
 _KEYS = 6  # side by side in a legend
 
 Picture = NDArray[np.uint8]  # [H, W, 3], RGB
@@ -478,10 +479,8 @@ def page(found: dict[str, Any]) -> str:
     gpu = found["machine"]["gpu"]
     lines += [
         *(
-            f"{title}: {model['name']} ({model['data']})."
-            for title, model in zip(
-                ("U-Net", "W-Net", "DINO"), results["models"].values(), strict=True
-            )
+            f"{_TITLES[key]}: {model['name']} ({model['data']})."
+            for key, model in results["models"].items()
         ),
         f"{found['machine']['cpu']}, {found['machine']['cores']} cores"
         f"{f', {gpu}' if gpu else ''}; commit {found['commit']}.",
@@ -571,7 +570,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--unet", default="unet", help="a name of `ctxseg models` or a file")
     parser.add_argument("--wnet", default="wnet", help="likewise")
-    parser.add_argument("--dino", default="dino_tiny", help="likewise, of task attention")
+    parser.add_argument("--dino", help="likewise, of task attention (default: without figure 7)")
     parser.add_argument(
         "--checkpoint", type=Path, help="that --wnet was exported from: it holds the decoder"
     )
@@ -601,22 +600,28 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _find(args: argparse.Namespace) -> dict[str, Any]:
-    unet, wnet, dino = load(args.unet), load(args.wnet), load(args.dino)
-    if dino.task != "attention":
-        raise DataError(f"--dino {args.dino}: of task {dino.task}; give a model of task attention")
+    unet, wnet = load(args.unet), load(args.wnet)
+    models = {"unet": unet, "wnet": wnet}
+    dino = load(args.dino) if args.dino else None
+    if dino is not None:
+        models["dino"] = dino
+        if dino.task != "attention":
+            raise DataError(
+                f"--dino {args.dino}: of task {dino.task}; give a model of task attention"
+            )
     objects = read_objects(args.objects)
     decoder = None
     if args.checkpoint:
         pairs = spread(camvid_pairs(args.data / "camvid", "val"))
         decoder = Decoder(args.checkpoint, wnet, [read_image(pair.image) for pair in pairs])
     args.out.mkdir(parents=True, exist_ok=True)
-    heads = attention(args.data, dino, args.out)
+    heads = attention(args.data, dino, args.out) if dino is not None else {}
     natural, last = bsds(args.data, wnet, decoder, args.regions, args.out)
     driving, first = camvid(args.data, unet, wnet, decoder, args.out)
     return {
         "models": {
             key: {"name": info.name, "data": info.source.get("data", "data unknown")}
-            for key, info in (("unet", unet), ("wnet", wnet), ("dino", dino))
+            for key, info in models.items()
         },
         "figures": first | last | heads,
         "camvid_val": driving,
@@ -631,6 +636,8 @@ def main(arguments: Iterable[str] | None = None) -> int:
     if args.checkpoint is None:
         print("figure 3 and the reconstructions of figure 4 are left out: the model file has no")
         print("decoder. Give the W-Net's --checkpoint for them.")
+    if args.dino is None:
+        print("figure 7 is left out: give a model of attention as --dino.")
     if not args.objects:
         print("the table of objects is left out: give what `training.evaluate objects` wrote")
         print("as --objects.")
