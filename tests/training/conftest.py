@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures of the training tests: real frames, a small CamVid, a small ViT."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,10 +11,34 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+
+ROOT = Path(__file__).resolve().parents[2]
 
 #: timm's ViT for tests: patch 16, width 64, 6 blocks, 0.3 M parameters.
 SMALL_VIT = "test_vit"
+
+
+def start(arguments: list[str]) -> subprocess.Popen:
+    """`python -m training ARGUMENTS` as a process of one thread; its output and errors in one."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "training", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.fixture
+def one_thread():
+    """As the processes that `start` starts have: sums in the same order, bit by bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,8 @@
 import copy
 import csv
 import math
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -19,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.training.conftest import start
 from training.__main__ import main
 from training.data.crops import Crops
 from training.data.files import DataError
@@ -28,6 +26,7 @@ from training.systems import dino
 from training.systems.dino import DinoSystem
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = {
     "backbone": "test_vit",
@@ -46,15 +45,6 @@ VIEWS = {"global_size": 48, "local_size": 32, "local_crops": 2, "batch_size": 4,
 CLIP = 0.05
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As the processes that are started here have: sums in the same order, bit by bit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def command(small_run, small_camvid):
     """command(run, **overrides) -> the command line of a small `fit`."""
@@ -68,17 +58,6 @@ def command(small_run, small_camvid):
         "trainer.gradient_clip_val": CLIP,
     }
     return lambda run, **overrides: small_run(run, options, overrides)
-
-
-def start(arguments: list[str]) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "training", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -2,11 +2,8 @@
 """`python -m training fit`, as real processes."""
 
 import csv
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,23 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from tests.training.conftest import start
 from training.__main__ import main
 from training.data.camvid import VOID, camvid_pairs
 from training.data.pairs import IGNORE, read_image, read_label
 from training.systems.segmenter import SegmenterSystem
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def start(command: list[str]) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "training", *command],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 def fit(command: list[str]) -> str:

@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.training.conftest import start
 from training.__main__ import main
 from training.data.module import EpochSampler
 from training.data.unlabelled import CroppedFrames, Frames
@@ -28,16 +29,8 @@ from training.systems.unet import UNetSystem
 from training.systems.wnet import WNetSystem
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.usefixtures("one_thread")
 RATES = {"lr_encoder": 0.002, "lr_decoder": 0.003}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As the processes that are started here have: sums in the same order, bit by bit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -56,17 +49,6 @@ def command(small_run, small_camvid):
         "data.init_args.workers": 0,
     }
     return lambda run, **overrides: small_run(run, options, overrides)
-
-
-def start(arguments: list[str]) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "training", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 def fit(arguments: list[str]) -> None:
