@@ -25,14 +25,16 @@ _LEAST = 1e-8
 class DistilledSystem(L.LightningModule):
     """Student and frozen teacher see the same part of a frame, cut into the same grid of patches.
 
-    Two losses, averaged over patches or maps, make the student's maps and features mean what the
+    Three losses, averaged over patches or maps, make the student's maps and features mean what the
     teacher's do:
 
     1. Attention: the Jeffreys divergence of the last block's CLS rows over the patches, head by
        head and of the heads' mean (the student's last block is given as many heads as the
        teacher's). KL(teacher || student) alone hardly minds attention where the teacher has none,
        and maps grow diffuse; KL(student || teacher) minds just that.
-    2. Features: 1 - cosine between a linear map of the student's patch tokens and the teacher's,
+    2. Entropy: the absolute difference of the entropies of the same maps, in nats. Where the
+       student is not sure it spreads its attention, and a mask of a given mass becomes too large.
+    3. Features: 1 - cosine between a linear map of the student's patch tokens and the teacher's,
        each channel of which is brought to mean 0 and variance 1 by running statistics: a few
        channels of DINOv2 are so large that nothing else would count.
 
@@ -42,7 +44,7 @@ class DistilledSystem(L.LightningModule):
         size: (height, width) that the exported model is meant for, and whose grid the student's
             position embedding is stored for.
         lr: of AdamW, after ``warmup`` steps; (1 - t)^0.9 over the run. weight_decay: of matrices.
-        attention_loss, feature_loss: weights of the two.
+        attention_loss, entropy_loss, feature_loss: weights of the three.
 
     Raises:
         ValueError: the student's width cannot be shared among the teacher's heads.
@@ -62,6 +64,7 @@ class DistilledSystem(L.LightningModule):
         weight_decay: float = 0.05,
         warmup: int = 100,
         attention_loss: float = 1.0,
+        entropy_loss: float = 2.0,
         feature_loss: float = 1.0,
     ) -> None:
         super().__init__()
@@ -97,8 +100,8 @@ class DistilledSystem(L.LightningModule):
             tokens, attention = teacher.to(images.device).features(x)
         return tokens[:, teacher.vit.num_prefix_tokens :], attention
 
-    def losses(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Attention loss and feature loss, and the attention of student and teacher."""
+    def losses(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """The losses by name, without their weights, and the attention of student and teacher."""
         target, wanted = self.teach(images)
         tokens, attention = self.network.features(images)
         features = self.head(tokens[:, self.network.vit.num_prefix_tokens :])
@@ -107,8 +110,13 @@ class DistilledSystem(L.LightningModule):
         # Shares of what falls on patches: neither the CLS token's own share nor a register's.
         wanted = wanted / wanted.sum(-1, keepdim=True)
         found = attention / attention.sum(-1, keepdim=True)
-        apart = jeffreys(with_mean(wanted), with_mean(found)).mean()
-        return apart, unlike, found, wanted
+        p, q = with_mean(wanted), with_mean(found)
+        losses = {
+            "attention": jeffreys(p, q).mean(),
+            "entropy": (entropy(p) - entropy(q)).abs().mean(),
+            "features": unlike,
+        }
+        return losses, found, wanted
 
     def graph(self) -> nn.Module:
         """The student as it is deployed, see ``training.graphs``."""
@@ -140,17 +148,19 @@ class DistilledSystem(L.LightningModule):
 
     def training_step(self, batch: UnlabelledBatch, index: int) -> Tensor:
         images, names = batch
-        apart, unlike, _, _ = self.losses(images)
-        loss = self.hparams.attention_loss * apart + self.hparams.feature_loss * unlike
-        self.log("train/attention", apart, prog_bar=True, sync_dist=True)
-        self.log("train/features", unlike, prog_bar=True, sync_dist=True)
-        return finite(loss, self, index, names)
+        losses, _, _ = self.losses(images)
+        for name, loss in losses.items():
+            self.log(f"train/{name}", loss, prog_bar=True, sync_dist=True)
+        h = self.hparams
+        total = h.attention_loss * losses["attention"] + h.entropy_loss * losses["entropy"]
+        total = total + h.feature_loss * losses["features"]
+        return finite(total, self, index, names)
 
     def validation_step(self, batch: UnlabelledBatch, index: int) -> None:
         images, _ = batch
-        apart, unlike, found, wanted = self.losses(images)
-        self.log("val/attention", apart, sync_dist=True)
-        self.log("val/features", unlike, sync_dist=True)
+        losses, found, wanted = self.losses(images)
+        for name, loss in losses.items():
+            self.log(f"val/{name}", loss, sync_dist=True)
         if index == 0 and self.trainer.is_global_zero:
             grid = [s // self.network.patch for s in images.shape[-2:]]
             maps = [a.mean(1).unflatten(-1, grid) for a in (wanted, found)]
@@ -171,3 +181,8 @@ def jeffreys(p: Tensor, q: Tensor) -> Tensor:
     """KL(p || q) + KL(q || p) = sum (p - q) log(p / q) of distributions [..., N], in nats [...]."""
     p, q = p.clamp(min=_LEAST), q.clamp(min=_LEAST)
     return ((p - q) * (p.log() - q.log())).sum(-1)
+
+
+def entropy(p: Tensor) -> Tensor:
+    """-sum p log p of distributions [..., N], in nats [...]."""
+    return -(p * p.clamp(min=_LEAST).log()).sum(-1)
