@@ -29,7 +29,10 @@ SETTINGS: dict[str, Setting] = {
         0.0, 0.0, 60000.0, "An older frame is dropped before inference; 0: none is"
     ),
     "min_confidence": number(
-        0.0, 0.0, 1.0, "Pixels whose class is less probable become 255 (unlabelled)"
+        0.0,
+        0.0,
+        1.0,
+        "Pixels whose class is less probable become 255, unlabelled (models with labels)",
     ),
     "label_groups": text("", "Path of a YAML that regroups the model's classes; empty: none"),
     "refinement": choice(
