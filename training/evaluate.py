@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,9 @@ from training.regions import (
     score_set,
 )
 from training.scores import Scores
+
+#: Of one frame: of the ``model`` and of each control.
+FrameScores = dict[str, FrameScore]
 
 
 def evaluate_labels(
@@ -212,23 +215,10 @@ def evaluate_regions(
     if info.task == "attention":
         raise ValueError(f"{info.name} is a model of task attention: it has no regions to score")
     check_pairs(pairs)
-    by_size: dict[tuple[int, int], list[Pair]] = defaultdict(list)
-    for pair in pairs:
-        by_size[size or fitting_size(info, read_image(pair.image).shape[:2])].append(pair)
-    queue = [(used, pair) for used, group in by_size.items() for pair in group]
     scores: dict[str, list[ImageScores]] = {"plain": [], "crf": [], "merged": []}
-    segmenter: FrameSegmenter | None = None
-    try:
-        for used, pair in track(queue, f"{info.name}", console=Console(stderr=True)):
-            if segmenter is None or segmenter.runtime.size != used:
-                if segmenter is not None:
-                    segmenter.runtime.close()
-                segmenter = FrameSegmenter(open_runtime(info, used, device))
-            for name, score in _score_regions(segmenter, pair, len(info.classes)).items():
-                scores[name].append(score)
-    finally:
-        if segmenter is not None:
-            segmenter.runtime.close()
+    for pair, segmenter in _with_segmenters(info, pairs, size, device):
+        for name, score in _score_regions(segmenter, pair, len(info.classes)).items():
+            scores[name].append(score)
     return {
         "plain": score_set(scores["plain"]),
         "crf": score_set(scores["crf"]),
@@ -243,6 +233,32 @@ def fitting_size(info: ModelInfo, shape: tuple[int, int]) -> tuple[int, int]:
         return info.fixed_size
     height, width = (max(round(side / info.stride), 1) * info.stride for side in shape)
     return height, width
+
+
+def _with_segmenters(
+    info: ModelInfo, pairs: Sequence[Pair], size: tuple[int, int] | None, device: str
+) -> Iterator[tuple[Pair, FrameSegmenter]]:
+    """Each pair with a segmenter of ``size``; None: of the size that fits the pair's image best.
+
+    Pairs of one size follow each other, and no other is open then.
+    """
+    by_size: dict[tuple[int, int], list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        by_size[size or fitting_size(info, read_image(pair.image).shape[:2])].append(pair)
+    for used in by_size:
+        info.check_size(used)
+    queue = [(used, pair) for used, group in by_size.items() for pair in group]
+    segmenter: FrameSegmenter | None = None
+    try:
+        for used, pair in track(queue, f"{info.name}", console=Console(stderr=True)):
+            if segmenter is None or segmenter.runtime.size != used:
+                if segmenter is not None:
+                    segmenter.runtime.close()
+                segmenter = FrameSegmenter(open_runtime(info, used, device))
+            yield pair, segmenter
+    finally:
+        if segmenter is not None:
+            segmenter.runtime.close()
 
 
 def _score_regions(segmenter: FrameSegmenter, pair: Pair, classes: int) -> dict[str, ImageScores]:
@@ -273,7 +289,8 @@ def evaluate_objects(
     Args:
         info: the model. pairs: frames and their masks, where what is not black is the object.
         mass: share of the attention that a mask holds.
-        size: (height, width) of the model's input; None: the size that it was trained for.
+        size: (height, width) of the model's input; None: for each frame the nearest to its own
+            shape that the model takes, so that none is squeezed.
         device: see ``ctxseg_ros.runtimes.open_runtime``.
 
     Returns:
@@ -297,15 +314,15 @@ def evaluate_objects(
     seen = [pair for pair, has_object in zip(pairs, there, strict=True) if has_object]
     if not seen:
         raise DataError("there is nothing to score: no mask has an object, all are black")
-    scores = _score_attention(info, seen, mass, size, device)
-    sets = {name: score_objects(frames) for name, frames in scores.items()}
+    scored = _score_attention(info, seen, mass, size, device)
+    sets = _score_sets([scores for _, scores in scored])
     return {
         **sets.pop("model"),
         "mass": mass,
         "images": len(seen),
         "without_object": len(pairs) - len(seen),
         "controls": sets,
-        "sequences": _score_sequences(seen, scores),
+        "sequences": _score_sequences(scored),
     }
 
 
@@ -315,42 +332,42 @@ def _score_attention(
     mass: float,
     size: tuple[int, int] | None,
     device: str,
-) -> dict[str, list[FrameScore]]:
-    """Scores by frame, of the ``model`` and of each control."""
-    runtime = open_runtime(info, size, device)
-    try:
-        segmenter = FrameSegmenter(runtime)
-        rows, columns = (side // info.stride for side in runtime.size)
-        centre, untaught = centre_prior(rows, columns), random_vit(rows, columns)
-        scores: dict[str, list[FrameScore]] = defaultdict(list)
-        for pair in track(pairs, f"{info.name}", console=Console(stderr=True)):
-            image, truth, _ = read_pair(pair, read_mask)
-            said = segmenter.segment(image).attention
-            maps = {"model": said, "centre_prior": centre, "random_vit": untaught(image)}
-            for name, attention in maps.items():
-                scores[name].append(score_frame(attention, truth, mass))
-    finally:
-        runtime.close()
-    return scores
-
-
-def _score_sequences(
-    pairs: Sequence[Pair], scores: dict[str, list[FrameScore]]
-) -> dict[str, dict[str, Any]]:
-    """Scores by folder of the frames, named by its path below what all frames share."""
-    folders = [pair.image.absolute().parent for pair in pairs]
-    root = Path(os.path.commonpath(folders))
-    frames_of: dict[Path, list[int]] = defaultdict(list)
-    for index, folder in enumerate(folders):
-        frames_of[folder].append(index)
-    result = {}
-    for folder, indices in frames_of.items():
-        sets = {
-            name: score_objects([frames[i] for i in indices]) for name, frames in scores.items()
+) -> list[tuple[Pair, FrameScores]]:
+    """Each pair's scores, of the ``model`` and of the controls on the same grid of patches."""
+    random_vits: dict[tuple[int, int], Callable[[NDArray[np.uint8]], NDArray[np.float32]]] = {}
+    scored = []
+    for pair, segmenter in _with_segmenters(info, pairs, size, device):
+        rows, columns = grid = tuple(side // info.stride for side in segmenter.runtime.size)
+        if grid not in random_vits:
+            random_vits[grid] = random_vit(rows, columns)
+        image, truth, _ = read_pair(pair, read_mask)
+        maps = {
+            "model": segmenter.segment(image).attention,
+            "centre_prior": centre_prior(rows, columns),
+            "random_vit": random_vits[grid](image),
         }
+        scores = {name: score_frame(attention, truth, mass) for name, attention in maps.items()}
+        scored.append((pair, scores))
+    return scored
+
+
+def _score_sets(frames: Sequence[FrameScores]) -> dict[str, dict[str, Any]]:
+    """What ``score_objects`` says of the model and of each control."""
+    return {name: score_objects([scores[name] for scores in frames]) for name in frames[0]}
+
+
+def _score_sequences(scored: Sequence[tuple[Pair, FrameScores]]) -> dict[str, dict[str, Any]]:
+    """Scores by folder of the frames, named by its path below what all frames share."""
+    frames_of: dict[Path, list[FrameScores]] = defaultdict(list)
+    for pair, scores in scored:
+        frames_of[pair.image.absolute().parent].append(scores)
+    root = Path(os.path.commonpath(list(frames_of)))
+    result = {}
+    for folder, frames in sorted(frames_of.items()):
+        sets = _score_sets(frames)
         model = sets.pop("model")
         result[root.name if folder == root else folder.relative_to(root).as_posix()] = {
-            "images": len(indices),
+            "images": len(frames),
             "jaccard_mean": model["jaccard_mean"],
             "jaccard_best_head": model["jaccard_best_head"],
             **{name: control["jaccard_mean"] for name, control in sets.items()},
@@ -440,8 +457,7 @@ def _regions(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
     info = load(args.model)
     pairs = pair_truths(args.images, args.segmentations)
     result = evaluate_regions(info, pairs, args.size, args.device)
-    fixed = args.size or info.fixed_size
-    size = format_size(fixed) if fixed else f"nearest multiple of {info.stride} to each image"
+    size = _own_sizes(info, args.size)
     return _regions_table(info.name, result), {"model": info.name, "size": size, **result}
 
 
@@ -449,8 +465,14 @@ def _objects(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
     info = load(args.model)
     pairs = pair_files(args.images, args.masks)
     result = evaluate_objects(info, pairs, args.mass, args.size, args.device)
-    size = format_size(args.size or info.fixed_size or info.size)
+    size = _own_sizes(info, args.size)
     return _objects_table(info.name, result), {"model": info.name, "size": size, **result}
+
+
+def _own_sizes(info: ModelInfo, size: tuple[int, int] | None) -> str:
+    """In words, the size at which the images went in, where it is each image's own if None."""
+    fixed = size or info.fixed_size
+    return format_size(fixed) if fixed else f"nearest multiple of {info.stride} to each image"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -414,6 +414,27 @@ def test_one_folder_of_frames_is_one_sequence(objects):
     assert found["sequences"]["two"]["jaccard_mean"] == found["jaccard_mean"]
 
 
+def test_objects_are_scored_at_each_frames_own_size(objects, tmp_path):
+    root, model = objects
+    info, pairs = read_model_info(model), []
+    for i, (name, shape) in enumerate({"tall": (90, 50), "wide": (51, 93)}.items()):
+        pair = pair_files(root / "images" / "one", root / "masks" / "one")[2 * i]
+        for path in (pair.image, pair.label):
+            small = cv2.resize(cv2.imread(str(path)), shape[::-1], interpolation=cv2.INTER_NEAREST)
+            out = tmp_path / path.relative_to(root).parts[0] / f"{name}.png"
+            out.parent.mkdir(exist_ok=True)
+            cv2.imwrite(str(out), small)
+    pairs = pair_files(tmp_path / "images", tmp_path / "masks")
+    found = evaluate_objects(info, pairs, 0.5, None, "cpu")
+    each = [
+        evaluate_objects(info, [pair], 0.5, size, "cpu")
+        for pair, size in zip(pairs, ((88, 48), (48, 96)), strict=True)
+    ]
+    for part in (lambda r: r, lambda r: r["controls"]["random_vit"]):
+        mean = np.mean([part(result)["jaccard_mean"] for result in each])
+        assert part(found)["jaccard_mean"] == pytest.approx(mean, abs=2e-6)
+
+
 def test_objects_are_checked_before_the_model_runs(objects, model_factory, tmp_path, monkeypatch):
     root, model = objects
     info = read_model_info(model)
