@@ -2,6 +2,7 @@
 """Runtimes: what they compute, what they refuse, and which one is chosen."""
 
 import logging
+import subprocess
 import sys
 import threading
 import time
@@ -508,3 +509,28 @@ def test_sessions_pin_the_size(info):
     assert session.get_inputs()[0].shape == [1, 64, 96, 3]
     assert [item.shape for item in session.get_outputs()] == [[1, 64, 96]] * 2
     assert onnx.load(info.path).graph.input[0].type.tensor_type.shape.dim[1].dim_param == "height"
+
+
+def test_signals_are_handled_after_runtimes_have_come_and_gone(model_factory):
+    """Whoever was opened first is closed first, as when a node changes its model."""
+    script = f"""
+import gc, os, signal
+from pathlib import Path
+from ctxseg_ros.model_file import read_model_info
+from ctxseg_ros.runtimes import open_runtime
+
+info, heard = read_model_info(Path({str(model_factory())!r})), []
+signal.signal(signal.SIGUSR1, lambda *_: heard.append(1))
+queue = [open_runtime(info, device="openvino") for _ in range(2)]
+for _ in range(2):
+    queue.append(open_runtime(info, device="openvino"))
+    queue.pop(0).close()
+    gc.collect()
+while queue:
+    queue.pop(0).close()
+    gc.collect()
+    os.kill(os.getpid(), signal.SIGUSR1)
+print("heard", len(heard))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "heard 2\n"), done.stderr

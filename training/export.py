@@ -19,7 +19,6 @@ from typing import Any
 import cv2
 import numpy as np
 import onnx
-import openvino
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -29,12 +28,12 @@ from ctxseg_ros.machine import commit
 from ctxseg_ros.model_file import ModelFileError, ModelInfo, read_model_info, write_metadata
 from ctxseg_ros.prediction import Prediction
 from ctxseg_ros.runtimes import RuntimeUnavailable, open_runtime
-from ctxseg_ros.runtimes.open_vino import OpenVinoRuntime
+from ctxseg_ros.runtimes.open_vino import OpenVinoRuntime, capabilities
 from training.data.files import DataError
 from training.data.frames import open_frames
 from training.data.pairs import pair_files
 from training.evaluate import evaluate_labels
-from training.networks.encoder import Encoder
+from training.graphs import AttentionGraph
 from training.systems.dino import DinoSystem
 from training.systems.distilled import DistilledSystem
 from training.systems.segmenter import SegmenterSystem
@@ -162,11 +161,12 @@ def network_labels(system: System, frame: NDArray[np.uint8]) -> NDArray[np.uint8
     return logits[0].argmax(0).to(torch.uint8).numpy()
 
 
-def network_attention(encoder: Encoder, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
+def network_attention(graph: AttentionGraph, frame: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Attention [heads, h, w] that the torch network gives to a frame uint8 [H, W, 3]."""
     with torch.inference_mode():
-        _, attention = encoder.features(torch.from_numpy(frame).permute(2, 0, 1)[None])
-    grid = [side // encoder.patch for side in frame.shape[:2]]
+        _, attention = graph.encoder.features(torch.from_numpy(frame).permute(2, 0, 1)[None])
+        attention = graph.published(attention)
+    grid = [side // graph.encoder.patch for side in frame.shape[:2]]
     return attention[0].unflatten(-1, grid).numpy()
 
 
@@ -234,7 +234,7 @@ def bf16_agreement(info: ModelInfo, frames: Sequence[NDArray[np.uint8]]) -> dict
 
     None on a processor without bf16: there OpenVINO would quietly compute both in fp32.
     """
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" not in capabilities():
         return None
     model, size = info.path.read_bytes(), frames[0].shape[:2]
     said = []
@@ -329,7 +329,7 @@ def export(
     pictures = fitted_frames(frames, size, topic, stride)
     graph = system.graph()
     if system.task == "attention":
-        expected: list[NDArray] = [network_attention(graph.encoder, frame) for frame in pictures]
+        expected: list[NDArray] = [network_attention(graph, frame) for frame in pictures]
     else:
         expected = [network_labels(system, frame) for frame in pictures]
     model = export_graph(graph, system.task)

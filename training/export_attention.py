@@ -160,7 +160,7 @@ def export_attention(
         [pattern_image(size)] if frames is None else fitted_frames(frames, size)
     )
     graph = AttentionGraph(encoder.eval())
-    expected = [network_attention(encoder, picture) for picture in pictures]
+    expected = [network_attention(graph, picture) for picture in pictures]
     model = export_graph(graph, "attention")
     halve_weights(model)
 

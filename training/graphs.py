@@ -77,14 +77,23 @@ class SegmenterGraph(_ViTGraph):
 class AttentionGraph(_ViTGraph):
     """The CLS row of an encoder's last attention, and nothing that only other outputs need.
 
+    Args:
+        sharpness: float [heads], powers that the attention is raised to, see ``sharpened``; None:
+            it stays as it is.
+
     Raises:
         ValueError: the ViT has no CLS token.
     """
 
-    def __init__(self, network: Encoder) -> None:
+    def __init__(self, network: Encoder, sharpness: Tensor | None = None) -> None:
         if network.vit.cls_token is None:
             raise ValueError("this ViT has no CLS token, whose attention could be shown")
         super().__init__(network, network)
+        self.register_buffer("sharpness", sharpness)
+
+    def published(self, rows: Tensor) -> Tensor:
+        """What the graph gives for attention [B, heads, N]."""
+        return rows if self.sharpness is None else sharpened(rows, self.sharpness)
 
     def forward(self, image: Tensor) -> Tensor:
         """Attention.
@@ -93,10 +102,11 @@ class AttentionGraph(_ViTGraph):
             image: uint8 [1, H, W, 3], RGB; H and W multiples of the patch.
 
         Returns:
-            float [1, heads, H/patch, W/patch]: what the patches have of a softmax over all tokens.
+            float [1, heads, H/patch, W/patch]: what the patches have of a softmax over all tokens;
+            sharpened, what they have of the attention that falls on patches.
         """
         patches = self.patches(image)
-        return self.encoder.attention(patches).unflatten(-1, patches.shape[1:3])
+        return self.published(self.encoder.attention(patches)).unflatten(-1, patches.shape[1:3])
 
 
 class ClusterGraph(_ViTGraph):
@@ -157,3 +167,12 @@ def labels_and_confidence(logits: Tensor) -> tuple[Tensor, Tensor]:
     top = logits.amax(-1, keepdim=True)
     confidence = 255 / (logits - top).exp().sum(-1)
     return logits.argmax(-1).to(torch.uint8), (confidence + 0.5).to(torch.uint8)
+
+
+def sharpened(rows: Tensor, powers: Tensor) -> Tensor:
+    """Attention [B, heads, N] raised to a power [heads] and brought to a sum of 1.
+
+    The power p is the inverse of a temperature: softmax(x)^p / sum softmax(x)^p = softmax(p x).
+    """
+    rows = (rows / rows.amax(-1, keepdim=True)) ** powers[:, None]
+    return rows / rows.sum(-1, keepdim=True)

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """OpenVINO on the CPU, in bf16 where that is faster and the model is known to bear it."""
 
+import functools
 import importlib
 import logging
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,25 @@ def why_not() -> str | None:
     except ImportError as error:
         return f"openvino cannot be imported: {error} (pip install openvino)"
     return None
+
+
+@functools.cache
+def core() -> Any:
+    """The process's one ``openvino.Core``, which lives as long as the process.
+
+    The CPU plugin of each Core gives the thread that loads it a stack for signal handlers (AMX
+    needs a large one) and takes it back with the Core. Of two Cores, the one made first leaves the
+    other one's stack behind if it also goes first: the next signal, such as Ctrl-C, is then a
+    segmentation fault.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
+def capabilities() -> list[str]:
+    """What the processor is made for, in OpenVINO's words: FP32, BF16, ..."""
+    return core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def bf16_forbidden(info: ModelInfo, capabilities: list[str]) -> str | None:
@@ -49,17 +70,14 @@ class OpenVinoRuntime:
     def __init__(
         self, model: bytes, info: ModelInfo, size: tuple[int, int], precision: str = "fp32"
     ) -> None:
-        import openvino
-
         self.info = info
         self.size = size
         self.precision = precision
-        core = openvino.Core()
-        graph = core.read_model(model)
+        graph = core().read_model(model)
         graph.reshape({"image": [1, *size, 3]})
         # Left to itself OpenVINO takes bf16 wherever the processor has it.
         hint = {"bf16": "bf16", "fp32": "f32"}[precision]
-        compiled = core.compile_model(
+        compiled = core().compile_model(
             graph, "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
         )
         self._outputs = {name: compiled.output(name) for name in info.outputs}
@@ -98,11 +116,8 @@ def open_openvino(
 def _open_the_faster(
     model: bytes, info: ModelInfo, size: tuple[int, int], log: logging.Logger
 ) -> OpenVinoRuntime:
-    import openvino
-
     full = OpenVinoRuntime(model, info, size, "fp32")
-    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    if reason := bf16_forbidden(info, capabilities):
+    if reason := bf16_forbidden(info, capabilities()):
         log.info(f"{info.name}: fp32, for {reason}")
         return full
     half = OpenVinoRuntime(model, info, size, "bf16")

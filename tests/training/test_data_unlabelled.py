@@ -140,6 +140,8 @@ def test_the_frames_to_look_at(folder, tmp_path, street_frames):
     assert images.shape == (8, 3, 48, 64)
     assert [int(name[-6:-4]) for name in names] == [0, 2, 3, 5, 7, 9, 10, 12]
     assert torch.equal(images, next(iter(module(folder, Alone(2, 1)).val_dataloader()))[0])
+    batches = list(module(folder, val_frames=11).val_dataloader())
+    assert [len(images) for images, _ in batches] == [8, 3]
     frame = cv2.imread(names[1])[..., ::-1]
     expected = cv2.resize(frame, (64, 48), interpolation=cv2.INTER_AREA)
     assert np.abs(images[1].permute(1, 2, 0).numpy().astype(int) - expected).mean() < 3

@@ -3,6 +3,7 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -11,10 +12,12 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from scipy.optimize import brentq
+from scipy.stats import entropy
 
 from training.__main__ import main
 from training.networks.encoder import Encoder
-from training.systems.distilled import DistilledSystem
+from training.systems.distilled import DistilledSystem, matching_powers
 
 SIZE = [64, 96]
 
@@ -142,6 +145,45 @@ def test_it_learns_the_teachers_attention_and_features(command, tmp_path):
     saved = torch.load(tmp_path / "run/last.ckpt", weights_only=True)
     assert saved["system"] == "DistilledSystem"
     assert saved["data"].startswith("6 frames of ")
+
+
+def test_powers_that_match_the_teachers_entropy():
+    rng = np.random.default_rng(0)
+    logits = (
+        rng.normal(size=(2, 5, 3, 40))
+        * np.array([[1.0, 2.0, 0.2], [1.5, 1.0, 3.0]])[:, None, :, None]
+    )
+    found, wanted = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+
+    def apart(power, head):
+        return (
+            entropy(found[:, head] ** power, axis=-1) - entropy(wanted[:, head], axis=-1)
+        ).mean()
+
+    powers = matching_powers(torch.from_numpy(found), torch.from_numpy(wanted)).numpy()
+    for head in (0, 1):
+        assert powers[head] == pytest.approx(brentq(apart, 0.1, 10, args=(head,)), rel=1e-4)
+    assert powers[2] == pytest.approx(4, rel=1e-4)  # 15 times as even: no more than the bound
+
+
+def test_validation_finds_the_sharpness(system, street_frames, monkeypatch):
+    logged = {}
+    monkeypatch.setattr(system, "log", lambda name, value, **_: logged.setdefault(name, value))
+    monkeypatch.setattr("training.systems.distilled.log_picture", lambda *_: None)
+    monkeypatch.setattr(DistilledSystem, "trainer", SimpleNamespace(is_global_zero=True))
+    frames = torch.from_numpy(np.stack(street_frames[:4])[:, :64, :96]).permute(0, 3, 1, 2)
+    system.eval()
+    with torch.no_grad():
+        system.network.vit.blocks[-1].attn.qkv.weight *= 3
+        for index, images in enumerate(frames.split(2)):
+            system.validation_step((images, ["a", "b"]), index)
+        system.on_validation_epoch_end()
+        _, found, wanted = system.losses(frames)
+    for head, power in enumerate(system.sharpness.double().numpy()):
+        rows = entropy(found[:, head].double().numpy() ** power, axis=-1)
+        assert rows.mean() == pytest.approx(entropy(wanted[:, head], axis=-1).mean(), abs=1e-3)
+    assert not torch.allclose(system.sharpness, torch.ones(len(system.sharpness)), atol=0.05)
+    assert float(logged["val/sharpness"]) == pytest.approx(float(system.sharpness.mean()))
 
 
 def test_resumed_equals_unbroken(command, tmp_path):

@@ -9,7 +9,6 @@ import lightning as L
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
@@ -19,6 +18,7 @@ from rosbags.typesys import Stores, get_typestore
 from ctxseg_ros import store
 from ctxseg_ros.model_file import read_model_info
 from ctxseg_ros.runtimes import devices, open_runtime
+from ctxseg_ros.runtimes.open_vino import capabilities
 from training import export as command
 from training.data.camvid import CLASSES
 from training.data.frames import open_frames
@@ -107,7 +107,7 @@ def test_file_describes_itself(exported):
     assert [c.name for c in info.classes][:3] == ["sky", "building", "pole"]
     assert info.stride == 16 and info.size == (96, 128) and info.fixed_size is None
     assert info.source["parity"]["network_label_agreement"] >= 0.999
-    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" in capabilities():
         assert 0.9 < info.source["precision"]["bf16_label_agreement"] <= 1
     else:
         assert "precision" not in info.source
@@ -209,6 +209,7 @@ def attentive(request, tmp_path_factory) -> tuple[L.LightningModule, Path]:
             "test_vit", teacher="test_vit", teacher_weights=str(teacher), size=(96, 128)
         )
         encoder = system.network
+        system.sharpness.copy_(torch.linspace(0.6, 1.6, len(system.sharpness)))
     else:
         system = DinoSystem("test_vit", size=(96, 128), outputs=16, hidden=8, bottleneck=4)
         encoder = system.teacher.encoder
@@ -219,18 +220,18 @@ def attentive(request, tmp_path_factory) -> tuple[L.LightningModule, Path]:
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.strategy.connect(system.eval())
     trainer.save_checkpoint(folder / "last.ckpt")
-    return encoder, folder / "last.ckpt"
+    return encoder, getattr(system, "sharpness", None), folder / "last.ckpt"
 
 
 def test_attention_of_a_checkpoint(attentive, frames_dir, street_frames, tmp_path):
-    encoder, checkpoint = attentive
+    encoder, sharpness, checkpoint = attentive
     out = tmp_path / "small.onnx"
     export(checkpoint, out, "small", frames_dir, None)
     info = read_model_info(out)
     assert (info.task, info.classes, info.size) == ("attention", (), (96, 128))
     assert info.source["parity"]["network_attention_agreement"] >= 0.999
     assert info.source["parity"]["network_attention_deviation"] < 0.02  # of half precision
-    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" in capabilities():
         assert 0.5 < info.source["precision"]["bf16_attention_agreement"] <= 1
     assert str(checkpoint.parent) not in str(info.source)
     runtime = open_runtime(info, (64, 144), "cpu")
@@ -238,6 +239,13 @@ def test_attention_of_a_checkpoint(attentive, frames_dir, street_frames, tmp_pat
     with torch.inference_mode():
         rows = encoder.features(torch.from_numpy(frame).permute(2, 0, 1)[None])[1][0]
     expected = rows.unflatten(-1, (4, 9)).numpy()
+    if sharpness is not None:
+        expected = np.stack(
+            [
+                head**power / (head**power).sum()
+                for head, power in zip(expected, sharpness.numpy(), strict=True)
+            ]
+        )
     np.testing.assert_allclose(runtime.run(frame).attention, expected, atol=0.02 * expected.max())
     assert expected.max() > 2 * expected.mean()
 
@@ -245,7 +253,7 @@ def test_attention_of_a_checkpoint(attentive, frames_dir, street_frames, tmp_pat
 def test_attention_is_refused_where_it_differs_and_with_labels(
     attentive, frames_dir, tmp_path, monkeypatch
 ):
-    _, checkpoint = attentive
+    *_, checkpoint = attentive
     with pytest.raises(ExportError, match=r"training\.evaluate objects"):
         export(checkpoint, tmp_path / "x.onnx", "x", frames_dir, frames_dir)
     known = command.network_attention

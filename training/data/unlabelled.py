@@ -20,7 +20,7 @@ from training.data.module import train_loader
 #: images uint8 [B, 3, H, W], names
 UnlabelledBatch = tuple[Tensor, list[str]]
 
-_VAL_FRAMES = 8
+_VAL_BATCH = 8
 _NAMED = 5
 
 
@@ -89,8 +89,8 @@ def _to_tensor(image: np.ndarray) -> Tensor:
 class Frames(L.LightningDataModule):
     """Frames of images, videos and ROS 2 bags: random parts to train on, a few to look at.
 
-    Training batches are (images uint8 [B, 3, height, width], names). The one validation batch has
-    the centres of up to 8 frames, evenly chosen, the same in every process.
+    Training batches are (images uint8 [B, 3, height, width], names). Validation batches have the
+    centres of evenly chosen frames, the same in every process.
 
     Args:
         source: see ``training.data.frames.open_frames``; or several.
@@ -100,6 +100,7 @@ class Frames(L.LightningDataModule):
             has only one.
         stride: take every stride-th training frame.
         val_source: where the frames to look at are from; None: the training frames.
+        val_frames: how many of them are looked at, at most.
         scale: range of the random scale. At 1 the part is the largest that fits into the frame,
             whatever its resolution; at 2 it has half that height and width. At least 1.
         workers: processes that load; 0 loads in the training process.
@@ -114,12 +115,13 @@ class Frames(L.LightningDataModule):
         topic: str | None = None,
         stride: int = 1,
         val_source: str | list[str] | None = None,
+        val_frames: int = 8,
         scale: tuple[float, float] = (1.0, 2.0),
         workers: int = 1,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.source, self.val_source = source, val_source
+        self.source, self.val_source, self.val_frames = source, val_source, val_frames
         self.size, self.batch_size, self.workers, self.seed = tuple(size), batch_size, workers, seed
         self.scale = tuple(scale)
         self.topic, self.stride = topic, stride
@@ -127,6 +129,8 @@ class Frames(L.LightningDataModule):
         self.val: FrameList | None = None
         if not 1 <= self.scale[0] <= self.scale[1]:
             raise DataError(f"scale {list(scale)}: give two numbers of 1 or more, the lower first")
+        if val_frames < 1:
+            raise DataError(f"val_frames {val_frames}: give 1 or more")
 
     def setup(self, stage: str) -> None:
         """Read and check every file. Raises DataError before training starts."""
@@ -172,6 +176,6 @@ class Frames(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         assert self.val is not None
-        count = min(_VAL_FRAMES, len(self.val))
+        count = min(self.val_frames, len(self.val))
         chosen = np.linspace(0, len(self.val) - 1, count).round().astype(int).tolist()
-        return DataLoader(Subset(CentredFrames(self.val, self.size), chosen), batch_size=count)
+        return DataLoader(Subset(CentredFrames(self.val, self.size), chosen), _VAL_BATCH)

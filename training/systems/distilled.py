@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import lightning as L
@@ -13,13 +14,16 @@ from torch import Tensor, nn
 from ctxseg_ros.model_file import ClassInfo
 from training.data.files import DataError
 from training.data.unlabelled import Frames, UnlabelledBatch
-from training.graphs import AttentionGraph
+from training.graphs import AttentionGraph, sharpened
 from training.networks.encoder import Encoder, create_vit
 from training.pictures import attention_sheet, log_picture
 from training.systems.labelled import decay_groups, finite, warmed_poly
 
 #: Shares of attention are at least this in the loss, so that none has an infinite logarithm.
 _LEAST = 1e-8
+#: Powers that attention may be raised to, and how often the interval is halved in the search.
+_POWERS = (0.25, 4.0)
+_HALVINGS = 20
 
 
 class DistilledSystem(L.LightningModule):
@@ -37,6 +41,11 @@ class DistilledSystem(L.LightningModule):
     3. Features: 1 - cosine between a linear map of the student's patch tokens and the teacher's,
        each channel of which is brought to mean 0 and variance 1 by running statistics: a few
        channels of DINOv2 are so large that nothing else would count.
+
+    The student is less sure of frames that it has never seen, and spreads its attention there. So
+    each head's exported attention is raised to a power, ``sharpness``, at which its mean entropy
+    over the validation frames is the teacher's (temperature scaling, Guo et al. 2017): these
+    should be frames that it does not learn from.
 
     Args:
         backbone, weights, pretrained: of the student, see Encoder.
@@ -75,6 +84,9 @@ class DistilledSystem(L.LightningModule):
         self.network = Encoder(backbone, size, pretrained, weights, last_heads=heads)
         self.head = nn.Linear(self.network.dim, shape.embed_dim)
         self.standardise = nn.BatchNorm1d(shape.embed_dim, affine=False)
+        self.register_buffer("sharpness", torch.ones(heads))
+        #: Attention of student and teacher on the validation frames.
+        self._seen: list[tuple[Tensor, Tensor]] = []
         # No submodule: its weights are not the run's, and belong into no checkpoint.
         self._teacher: tuple[Encoder, ...] = ()
         #: The frames that taught it, in words.
@@ -120,7 +132,7 @@ class DistilledSystem(L.LightningModule):
 
     def graph(self) -> nn.Module:
         """The student as it is deployed, see ``training.graphs``."""
-        return AttentionGraph(self.network)
+        return AttentionGraph(self.network, self.sharpness)
 
     def class_infos(self) -> list[ClassInfo]:
         """None: attention has no classes."""
@@ -161,10 +173,17 @@ class DistilledSystem(L.LightningModule):
         losses, found, wanted = self.losses(images)
         for name, loss in losses.items():
             self.log(f"val/{name}", loss, sync_dist=True)
+        self._seen.append((found, wanted))
         if index == 0 and self.trainer.is_global_zero:
             grid = [s // self.network.patch for s in images.shape[-2:]]
             maps = [a.mean(1).unflatten(-1, grid) for a in (wanted, found)]
             log_picture(self, "val", attention_sheet(images, maps))
+
+    def on_validation_epoch_end(self) -> None:
+        found, wanted = (torch.cat(maps) for maps in zip(*self._seen, strict=True))
+        self._seen.clear()
+        self.sharpness.copy_(matching_powers(found, wanted))
+        self.log("val/sharpness", self.sharpness.mean(), sync_dist=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
         h = self.hparams
@@ -186,3 +205,17 @@ def jeffreys(p: Tensor, q: Tensor) -> Tensor:
 def entropy(p: Tensor) -> Tensor:
     """-sum p log p of distributions [..., N], in nats [...]."""
     return -(p * p.clamp(min=_LEAST).log()).sum(-1)
+
+
+def matching_powers(found: Tensor, wanted: Tensor) -> Tensor:
+    """The powers [heads] that give ``found`` the mean entropy of ``wanted``, both [B, heads, N].
+
+    By halving in the logarithm, between the bounds of _POWERS: entropy falls as the power rises.
+    """
+    target = entropy(wanted).mean(0)
+    low, high = (torch.full_like(target, math.log(bound)) for bound in _POWERS)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        blurred = entropy(sharpened(found, middle.exp())).mean(0) > target
+        low, high = torch.where(blurred, middle, low), torch.where(blurred, high, middle)
+    return ((low + high) / 2).exp()
