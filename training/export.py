@@ -9,6 +9,7 @@ into it.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import pickle
 import sys
@@ -67,6 +68,8 @@ class ExportError(RuntimeError):
 
 def export_graph(graph: nn.Module, task: str) -> onnx.ModelProto:
     """A task's deployment graph with symbolic ``height`` and ``width``, without metadata."""
+    # Of every model it warns that it could not fold some constants.
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
     graph, stride = graph.eval(), graph.stride
     outputs, sizes = ["labels", "confidence"], {1: "height", 2: "width"}
     if task == "attention":
