@@ -14,6 +14,7 @@ import lightning as L
 from lightning.pytorch.cli import LightningCLI
 
 from training.data.pairs import DataError
+from training.networks.weights import WeightsError
 from training.systems.labelled import TrainingDiverged
 
 
@@ -33,8 +34,10 @@ class CLI(LightningCLI):
         except ValueError as error:
             # jsonargparse wraps what a system or a data set refused into pages about types.
             first: BaseException = error
-            while isinstance(first.__cause__, ValueError):
+            while isinstance(first.__cause__, ValueError | OSError):
                 first = first.__cause__
+            if isinstance(first, OSError):
+                raise BadArguments(f"cannot download the weights: {first}") from error
             raise BadArguments(str(first)) from error
 
 
@@ -51,7 +54,7 @@ def main(args: list[str] | None = None) -> int:
             trainer_defaults={"use_distributed_sampler": False},
             args=args,
         )
-    except (BadArguments, DataError, TrainingDiverged, FileNotFoundError) as error:
+    except (BadArguments, DataError, WeightsError, TrainingDiverged, FileNotFoundError) as error:
         print(f"training: {error}", file=sys.stderr)
         return 1
     except pickle.UnpicklingError as error:

@@ -28,7 +28,7 @@ def knn_classes(
 
     Args:
         features: float [N, D] of known class, N >= k. labels: int64 [N], 0 or more.
-        queries: float [M, D].
+        queries: float [M, D]. temperature: T, above 0.
 
     Returns:
         int64 [M].
@@ -39,7 +39,9 @@ def knn_classes(
     for chunk in queries.split(_CHUNK):
         near, index = (chunk @ features.T).topk(k)
         votes = chunk.new_zeros(len(chunk), classes)
-        found.append(votes.scatter_add_(1, labels[index], (near / temperature).exp()).argmax(1))
+        # By the nearest's weight, which changes no vote and keeps all of them finite.
+        weights = ((near - near[:, :1]) / temperature).exp()
+        found.append(votes.scatter_add_(1, labels[index], weights).argmax(1))
     return torch.cat(found)
 
 
@@ -114,9 +116,22 @@ class KNN(L.Callback):
                 f"the classes of {self.train} and {self.val} differ: {', '.join(odd[:10])}"
                 f"{' ...' if len(odd) > 10 else ''} in one of them only"
             )
+        if not self.temperature > 0:
+            raise DataError(
+                f"the temperature of the neighbours' votes is {self.temperature}: give one above 0"
+            )
         if not 1 <= self.k <= len(train):
             raise DataError(f"k is {self.k}: {self.train} has 1 to {len(train)} neighbours")
         self.sets = [train, val]
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Raises DataError, in the sanity check already, if the network does not take the size."""
+        try:
+            with torch.no_grad():
+                blank = torch.zeros(1, 3, self.size, self.size, dtype=torch.uint8)
+                pl_module.embed(blank.to(pl_module.device))
+        except ValueError as error:
+            raise DataError(f"size of the neighbours' frames: {error}") from error
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking:

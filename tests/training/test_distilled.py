@@ -14,12 +14,19 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from scipy.optimize import brentq
 from scipy.stats import entropy
+from timm.models import register_model
 
 from training.__main__ import main
 from training.networks.encoder import Encoder
 from training.systems.distilled import DistilledSystem, matching_powers
 
 SIZE = [64, 96]
+
+
+@register_model
+def wider_vit(pretrained: bool = False, **options):
+    """A student whose width and heads are not the teacher's; timm's own such ViTs have no CLS."""
+    return timm.create_model("test_vit", pretrained, embed_dim=96, num_heads=3, **options)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +44,7 @@ def teacher_weights(tmp_path_factory):
 def system(teacher_weights):
     torch.manual_seed(0)
     system = DistilledSystem(
-        "test_vit2", teacher="test_vit", teacher_weights=str(teacher_weights), size=tuple(SIZE)
+        "wider_vit", teacher="test_vit", teacher_weights=str(teacher_weights), size=tuple(SIZE)
     )
     system.setup("fit")
     return system
@@ -56,7 +63,7 @@ def frames(tmp_path, street_frames):
 def command(small_run, frames, teacher_weights):
     options = {
         "model": "training.systems.distilled.DistilledSystem",
-        "model.init_args.backbone": "test_vit2",
+        "model.init_args.backbone": "wider_vit",
         "model.init_args.teacher": "test_vit",
         "model.init_args.teacher_weights": teacher_weights,
         "model.init_args.size": SIZE,
@@ -119,6 +126,7 @@ def test_student_has_the_teachers_heads(system):
     assert system.network.vit.blocks[-1].attn.num_heads == heads
     row = system.network.features(torch.zeros(1, 3, *SIZE))[1]
     assert row.shape == (1, heads, 4 * 6)
+    assert system.graph()(torch.zeros(1, *SIZE, 3, dtype=torch.uint8)).shape == (1, heads, 4, 6)
 
 
 def test_teacher_stays_out_of_checkpoint_and_optimiser(system):
@@ -204,7 +212,7 @@ def test_shipped_recipe_trains(frames, teacher_weights, capfd):
     recipe = Path(__file__).parents[2] / "training/configs/dino_tiny_dinov2.yaml"
     options = {
         "config": recipe,
-        "model.init_args.backbone": "test_vit2",
+        "model.init_args.backbone": "wider_vit",
         "model.init_args.weights": "null",
         "model.init_args.teacher": "test_vit",
         "model.init_args.teacher_weights": teacher_weights,
@@ -227,6 +235,45 @@ def test_labelled_data_is_refused(command, capfd, small_camvid):
     line += ["--data=training.data.module.CamVid", f"--data.init_args.root={small_camvid}"]
     assert main(line) == 1
     assert "frames without labels" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("networks", [("test_vit2", "test_vit"), ("test_vit", "test_vit2")])
+def test_networks_without_cls_token_are_refused(networks):
+    student, teacher = networks
+    with pytest.raises(ValueError, match="test_vit2 has no CLS token, whose attention is learnt"):
+        DistilledSystem(student, teacher=teacher)
+
+
+def test_bad_input_is_one_line(command, capfd, tmp_path):
+    other = timm.create_model("test_vit3", num_classes=0)
+    save_file(other.state_dict(), tmp_path / "other.safetensors")
+    for option, said in (
+        ({"data__init_args__size": [60, 96]}, "--data.init_args.size: image size 60x96 is no"),
+        ({"data__init_args__batch_size": 0}, "batch_size 0: give 1 or more"),
+        ({"data__init_args__val_frames": 0}, "val_frames 0: give 1 or more"),
+        ({"model__init_args__teacher_weights": tmp_path / "other.safetensors"}, "test_vit"),
+    ):
+        assert main(command("run", **option)) == 1
+        error = [
+            line for line in capfd.readouterr().err.splitlines() if line.startswith("training:")
+        ]
+        assert len(error) == 1 and said in error[0]
+
+
+def test_what_taught_it_before_is_not_forgotten(command, frames, tmp_path):
+    assert main(command("run")) == 0
+    other = tmp_path / "others"
+    other.mkdir()
+    for i, path in enumerate(sorted(frames.iterdir())[:4]):
+        (other / f"{i}.png").write_bytes(path.read_bytes())
+    more = {"trainer__max_epochs": 9, "data__init_args__source": other}
+    for _ in range(2):
+        assert main(command("run", **more, ckpt_path=tmp_path / "run/last.ckpt")) == 0
+        more["trainer__max_epochs"] += 1
+    data = torch.load(tmp_path / "run/last.ckpt", weights_only=True)["data"]
+    first, second = data.split("; then ")
+    assert first.startswith("6 frames of ") and first.endswith("/frames, without labels")
+    assert second.startswith("4 frames of ") and second.endswith("/others, without labels")
 
 
 def test_heads_that_do_not_share_the_width_are_refused():

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from training.data.files import DataError
 from training.knn import KNN, knn_classes
+from training.networks.encoder import check_multiple
 
 
 def slow_class(features, labels, query, k, temperature) -> int:
@@ -126,10 +127,24 @@ def test_processes_share_the_frames_and_have_all_features(folders):
     assert torch.equal(features(2, 0, lambda x: torch.stack(shares)), whole)
 
 
+def test_size_that_the_network_does_not_take(folders, monkeypatch):
+    monkeypatch.setattr(Colour, "embed", lambda _, images: check_multiple(images.shape[-2:], 16))
+    with pytest.raises(DataError, match=r"size of the neighbours' frames: .* 33x33 is no multiple"):
+        run(KNN(*folders, k=5, size=33))
+
+
+def test_votes_of_a_low_temperature(folders):
+    features = torch.nn.functional.normalize(torch.randn(50, 8), dim=-1)
+    labels = torch.arange(50) % 7
+    assert torch.equal(knn_classes(features, labels, features, 5, 0.001), labels)
+
+
 def test_folders_that_do_not_fit(folders, tmp_path):
     train, val = folders
     with pytest.raises(DataError, match=r"k is 16: .*train has 1 to 15 neighbours"):
         run(KNN(train, val, k=16))
+    with pytest.raises(DataError, match="temperature of the neighbours' votes is 0"):
+        run(KNN(train, val, k=5, temperature=0))
     (tmp_path / "val" / "red").rename(tmp_path / "val" / "pink")
     with pytest.raises(DataError, match=r"classes of .* differ: pink, red in one"):
         run(KNN(train, val, k=5))

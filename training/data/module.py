@@ -82,6 +82,8 @@ def train_loader(
     """
     assert isinstance(frames, Sized)
     world, rank = trainer.world_size, trainer.global_rank
+    if batch_size < 1:
+        raise DataError(f"batch_size {batch_size}: give 1 or more")
     if batch_size % world:
         raise DataError(f"batch_size {batch_size} cannot be split over {world} processes")
     if len(frames) < batch_size:

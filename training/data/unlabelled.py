@@ -20,6 +20,9 @@ from training.data.module import train_loader
 #: images uint8 [B, 3, H, W], names
 UnlabelledBatch = tuple[Tensor, list[str]]
 
+#: What taught a system that has not been trained yet.
+NOTHING = "nothing yet"
+
 _VAL_BATCH = 8
 _NAMED = 5
 
@@ -80,6 +83,16 @@ class CentredFrames(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         image = crop(self.frames[index], self.size, 1.0, (0.5, 0.5))
         return _to_tensor(image), self.frames.names[index]
+
+
+def and_now(before: str, now: str) -> str:
+    """In words, what taught a system ``before`` (at first NOTHING) and what does ``now``.
+
+    A run that is resumed on other frames has learnt from both.
+    """
+    if before == NOTHING:
+        return now
+    return before if now in before.split("; then ") else f"{before}; then {now}"
 
 
 def _to_tensor(image: np.ndarray) -> Tensor:

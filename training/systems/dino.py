@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ctxseg_ros.model_file import ClassInfo
 from training.data.crops import Crops, CropsBatch
 from training.data.files import DataError
-from training.data.unlabelled import UnlabelledBatch
+from training.data.unlabelled import NOTHING, UnlabelledBatch, and_now
 from training.graphs import AttentionGraph
 from training.losses.dino import dino_loss, entropy, sharpened
 from training.networks.dino_head import DinoHead
@@ -71,7 +71,7 @@ class DinoSystem(L.LightningModule):
         backbone, weights, pretrained: see Encoder; without weights it learns from scratch.
         size: (height, width) that the position embedding is stored for, and that the exported
             model is meant for: that of the global views, or a multiple.
-        drop_path: stochastic depth of the student.
+        drop_path: stochastic depth of the student. last_heads: see Encoder.
         outputs, hidden, bottleneck: see DinoHead.
         student_temperature: of the student's softmax.
         teacher_temperature: at the first step, and after ``temperature_warmup`` epochs.
@@ -98,6 +98,7 @@ class DinoSystem(L.LightningModule):
         pretrained: bool = False,
         size: tuple[int, int] = (224, 224),
         drop_path: float = 0.1,
+        last_heads: int | None = None,
         outputs: int = 65_536,
         hidden: int = 2048,
         bottleneck: int = 256,
@@ -116,17 +117,21 @@ class DinoSystem(L.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self._check_ranges()
-        encoder = Encoder(backbone, size, pretrained, weights, drop_path=drop_path)
+        encoder = Encoder(
+            backbone, size, pretrained, weights, drop_path=drop_path, last_heads=last_heads
+        )
         if encoder.vit.cls_token is None:
             raise ValueError(f"{backbone} has no CLS token, which self-distillation learns from")
         self.student = Branch(encoder, DinoHead(encoder.dim, outputs, hidden, bottleneck))
-        self.teacher = Branch(Encoder(backbone, size), copy.deepcopy(self.student.head))
+        self.teacher = Branch(
+            Encoder(backbone, size, last_heads=last_heads), copy.deepcopy(self.student.head)
+        )
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
         self.centre: Tensor
         self.register_buffer("centre", torch.zeros(outputs))
         #: The frames that taught it, in words.
-        self.data = "nothing yet"
+        self.data = NOTHING
         #: Steps of the run and of an epoch, once the trainer knows.
         self.steps = self.epoch_steps = 1
 
@@ -176,11 +181,12 @@ class DinoSystem(L.LightningModule):
                 f"the teacher is too slow an average for weights of {self.centre.dtype}: they "
                 "would never move; set --trainer.precision bf16-mixed, 16-mixed or 32"
             )
-        self.data = data.summary
+        now = data.summary
         if self.hparams.weights:
-            self.data += f", begun from {Path(self.hparams.weights).name}"
+            now += f", begun from {Path(self.hparams.weights).name}"
         elif self.hparams.pretrained:
-            self.data += f", begun from timm's {self.hparams.backbone}"
+            now += f", begun from timm's {self.hparams.backbone}"
+        self.data = and_now(self.data, now)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["system"] = type(self).__name__
@@ -209,7 +215,7 @@ class DinoSystem(L.LightningModule):
         loss = dino_loss(self.student([large, small]), target, self.hparams.student_temperature)
         self.follow_centre(said)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
-        if (self.global_step + 1) % LOOK_EVERY == 0:
+        if (self.global_step + 1) % LOOK_EVERY == 0 or self.global_step + 1 == self.steps:
             self.look_for_collapse(target)
         return finite(loss, self, index, names)
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from ctxseg_ros.model_file import ClassInfo
 from training.data.files import DataError
-from training.data.unlabelled import Frames, UnlabelledBatch
+from training.data.unlabelled import NOTHING, Frames, UnlabelledBatch, and_now
 from training.graphs import AttentionGraph, sharpened
-from training.networks.encoder import Encoder, create_vit
+from training.networks.encoder import Encoder, check_multiple, create_vit
 from training.pictures import attention_sheet, log_picture
 from training.systems.labelled import decay_groups, finite, warmed_poly
 
@@ -39,8 +39,8 @@ class DistilledSystem(L.LightningModule):
     2. Entropy: the absolute difference of the entropies of the same maps, in nats. Where the
        student is not sure it spreads its attention, and a mask of a given mass becomes too large.
     3. Features: 1 - cosine between a linear map of the student's patch tokens and the teacher's,
-       each channel of which is brought to mean 0 and variance 1 by running statistics: a few
-       channels of DINOv2 are so large that nothing else would count.
+       each channel of which is brought to mean 0 and variance 1 (of the batch; in validation of
+       running statistics): a few channels of DINOv2 are so large that nothing else would count.
 
     The student is less sure of frames that it has never seen, and spreads its attention there. So
     each head's exported attention is raised to a power, ``sharpness``, at which its mean entropy
@@ -56,7 +56,8 @@ class DistilledSystem(L.LightningModule):
         attention_loss, entropy_loss, feature_loss: weights of the three.
 
     Raises:
-        ValueError: the student's width cannot be shared among the teacher's heads.
+        ValueError: the student's width cannot be shared among the teacher's heads, or one of them
+            has no CLS token; see also Encoder.
     """
 
     task = "attention"
@@ -82,6 +83,9 @@ class DistilledSystem(L.LightningModule):
             shape = create_vit(teacher)
         heads = shape.blocks[-1].attn.num_heads
         self.network = Encoder(backbone, size, pretrained, weights, last_heads=heads)
+        for name, vit in ((backbone, self.network.vit), (teacher, shape)):
+            if vit.cls_token is None:
+                raise ValueError(f"{name} has no CLS token, whose attention is learnt")
         self.head = nn.Linear(self.network.dim, shape.embed_dim)
         self.standardise = nn.BatchNorm1d(shape.embed_dim, affine=False)
         self.register_buffer("sharpness", torch.ones(heads))
@@ -90,7 +94,7 @@ class DistilledSystem(L.LightningModule):
         # No submodule: its weights are not the run's, and belong into no checkpoint.
         self._teacher: tuple[Encoder, ...] = ()
         #: The frames that taught it, in words.
-        self.data = "nothing yet"
+        self.data = NOTHING
 
     def setup(self, stage: str) -> None:
         """Load the teacher. Raises as Encoder does."""
@@ -149,7 +153,11 @@ class DistilledSystem(L.LightningModule):
                 f"a teacher teaches on frames without labels, not on {type(data).__name__}: set "
                 "--data training.data.unlabelled.Frames"
             )
-        self.data = data.summary
+        try:
+            check_multiple(data.size, self.network.patch)
+        except ValueError as error:
+            raise DataError(f"--data.init_args.size: {error}") from error
+        self.data = and_now(self.data, data.summary)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["system"] = type(self).__name__

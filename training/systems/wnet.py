@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ctxseg_ros.model_file import ClassInfo
 from training.data.files import DataError
-from training.data.unlabelled import Frames, UnlabelledBatch
+from training.data.unlabelled import NOTHING, Frames, UnlabelledBatch, and_now
 from training.graphs import UNetGraph
 from training.losses.gaussian_ncut import gaussian_ncut
 from training.losses.soft_ncut import soft_ncut
@@ -75,7 +75,7 @@ class WNetSystem(L.LightningModule):
             soft_ncut if loss == "exact" else gaussian_ncut
         )
         #: The frames that taught it, in words.
-        self.data = "nothing yet"
+        self.data = NOTHING
         #: Pixels that each cluster was the top one of, since the last look. No buffer: DDP would
         #: overwrite it with that of the first process.
         self.use = torch.zeros(clusters, dtype=torch.long)
@@ -114,7 +114,7 @@ class WNetSystem(L.LightningModule):
                 f"W-Net trains on frames without labels, not on {type(data).__name__}: set "
                 "--data training.data.unlabelled.Frames"
             )
-        self.data = data.summary
+        self.data = and_now(self.data, data.summary)
 
     def on_train_batch_start(self, batch: UnlabelledBatch, index: int) -> None:
         step = self.global_step * self.trainer.world_size + self.global_rank
