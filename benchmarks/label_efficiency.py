@@ -379,7 +379,7 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", module="lightning")
     try:
         results = run(options)
-    except (DataError, FileNotFoundError, TrainingDiverged, ValueError) as error:
+    except (DataError, OSError, TrainingDiverged, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     page = table(results.page())

@@ -30,7 +30,8 @@ def head_map(attention: NDArray[np.float32], head: int) -> NDArray[np.float32]:
 def attention_image(plane: NDArray[np.float32], height: int, width: int) -> NDArray[np.uint8]:
     """The plane as an image, uint8 [height, width], enlarged bilinearly; right to 1 level.
 
-    It is linear: 0 is no attention, 255 the most attended patch's.
+    It is linear: 0 is no attention, 255 the most attended patch's. The image's own greatest value
+    may be less, as few pixels lie on a patch's centre.
     """
     shares = _shares(plane)
     peak = shares.max()

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -334,17 +334,14 @@ def _score_attention(
     device: str,
 ) -> list[tuple[Pair, FrameScores]]:
     """Each pair's scores, of the ``model`` and of the controls on the same grid of patches."""
-    random_vits: dict[tuple[int, int], Callable[[NDArray[np.uint8]], NDArray[np.float32]]] = {}
-    scored = []
+    untaught, scored = random_vit(), []
     for pair, segmenter in _with_segmenters(info, pairs, size, device):
-        rows, columns = grid = tuple(side // info.stride for side in segmenter.runtime.size)
-        if grid not in random_vits:
-            random_vits[grid] = random_vit(rows, columns)
+        rows, columns = (side // info.stride for side in segmenter.runtime.size)
         image, truth, _ = read_pair(pair, read_mask)
         maps = {
             "model": segmenter.segment(image).attention,
             "centre_prior": centre_prior(rows, columns),
-            "random_vit": random_vits[grid](image),
+            "random_vit": untaught(image, (rows, columns)),
         }
         scores = {name: score_frame(attention, truth, mass) for name, attention in maps.items()}
         scored.append((pair, scores))
@@ -506,14 +503,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _check_writable(path: Path) -> None:
+    """Raise DataError if no file can be written there."""
+    if not path.absolute().parent.is_dir():
+        raise DataError(f"{path}: its folder does not exist")
+    if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise DataError(f"{path}: cannot be written")
+
+
 def main() -> int:
     """The command. Returns 1, after one clear line, where an input is at fault."""
     args = _parser().parse_args()
     try:
-        if args.json and not args.json.absolute().parent.is_dir():
-            raise DataError(f"{args.json}: its folder does not exist")
         if args.json:
-            args.json.touch()  # that it cannot be written is better known before the minutes
+            _check_writable(args.json)  # better known before the minutes
         table, row = args.run(args)
         Console().print(table)
         if args.json:

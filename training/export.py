@@ -150,7 +150,8 @@ def load_system(checkpoint: Path) -> tuple[System, dict[str, Any]]:
             checkpoint, map_location="cpu", weights_only=True, **untaught
         )
     except (*_NOT_A_CHECKPOINT, KeyError, TypeError, ValueError) as error:
-        raise ExportError(f"{checkpoint}: no checkpoint of this version: {error}") from error
+        first = str(error).strip().partition("\n")[0]  # torch goes on to advise unpickling
+        raise ExportError(f"{checkpoint}: no checkpoint of this version: {first}") from error
     for key in ("weights", "teacher_weights"):
         if path := run["recipe"].get(key):
             run["recipe"][key] = Path(path).name

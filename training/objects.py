@@ -113,28 +113,30 @@ def centre_prior(height: int, width: int) -> NDArray[np.float32]:
     return plane[None].astype(np.float32)
 
 
-def random_vit(height: int, width: int) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
-    """The attention of a ViT-Ti/16 that learnt nothing, on height x width patches.
+def random_vit() -> Callable[[NDArray[np.uint8], tuple[int, int]], NDArray[np.float32]]:
+    """The attention of a ViT-Ti/16 that learnt nothing.
 
-    Its weights are those that timm begins with at seed 0.
+    Its weights are those that timm begins with at seed 0, its position embedding that of 14 x 14
+    patches, resampled.
 
     Returns:
-        From a frame, uint8 [H, W, 3] of any size, to attention float32 [3, height, width].
+        From a frame, uint8 [H, W, 3] of any size, and a grid, (height, width) in patches, to
+        attention float32 [3, height, width].
     """
     # Only here, since torch takes seconds to load.
     import torch
 
     from training.networks.encoder import Encoder
 
-    size = (16 * height, 16 * width)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        encoder = Encoder("vit_tiny_patch16_224", size).eval()
+        encoder = Encoder("vit_tiny_patch16_224", (224, 224)).eval()
 
-    def attention(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def attention(image: NDArray[np.uint8], grid: tuple[int, int]) -> NDArray[np.float32]:
+        size = (16 * grid[0], 16 * grid[1])
         fitted = torch.from_numpy(resized(image, size)).permute(2, 0, 1)[None]
         with torch.inference_mode():
             _, row = encoder.features(fitted)
-        return row[0].unflatten(-1, (height, width)).numpy()
+        return row[0].unflatten(-1, grid).numpy()
 
     return attention

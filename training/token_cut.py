@@ -29,7 +29,7 @@ from ctxseg_ros.model_file import parse_size
 from ctxseg_ros.prediction import UNLABELLED
 from ctxseg_ros.render import overlay
 from ctxseg_ros.resize import resized
-from training.data.files import each_file, image_files, read_image
+from training.data.files import DataError, each_file, image_files, read_image
 from training.data.pairs import Pair, pair_files, read_pair
 from training.export import ExportError
 from training.export_attention import from_file, from_name
@@ -170,6 +170,10 @@ def cut_folder(args: argparse.Namespace) -> list[float]:
     Raises:
         DataError: an image or mask cannot be used. ExportError, ValueError: see ``open_encoder``.
     """
+    if args.out.absolute().resolve().is_relative_to(args.images.absolute().resolve()):
+        raise DataError(
+            f"--out {args.out}: its masks would be frames of the next run; give another"
+        )
     images = image_files(args.images)
     truths: dict[str, Path] = {}
     if args.masks is not None:

@@ -379,10 +379,10 @@ def test_objects_are_scored_by_frame(objects):
     pairs = pair_files(root / "images", root / "masks")
     found = evaluate_objects(info, pairs, 0.4, (72, 160), "cpu")
     segmenter = FrameSegmenter(open_runtime(info, (72, 160), "cpu"))
-    untaught = random_vit(9, 20)
+    untaught = random_vit()
     for result, attention in (
         (found, lambda image: segmenter.segment(image).attention),
-        (found["controls"]["random_vit"], untaught),
+        (found["controls"]["random_vit"], lambda image: untaught(image, (9, 20))),
         (found["controls"]["centre_prior"], lambda _: centre_prior(9, 20)),
     ):
         scores = object_scores(root, attention)
@@ -486,8 +486,14 @@ def test_command_refuses_what_objects_cannot_use(objects, tmp_path, monkeypatch,
         (root / "masks", ("--mass", "60"), "mass must be above 0 and up to 1, not 60"),
     ):
         args = ("objects", "--model", model, "--images", root / "images", "--masks", masks, *more)
-        monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, args)])
+        out = tmp_path / "out.json"
+        monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, args), "--json", str(out)])
         assert evaluate.main() == 1
+        assert not out.exists()
         error = capsys.readouterr().err
         assert error.startswith("evaluate: ")
         assert said in error
+    args = ("objects", "--model", model, "--images", root, "--masks", root, "--json", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, args)])
+    assert evaluate.main() == 1
+    assert f"{tmp_path}: cannot be written" in capsys.readouterr().err

@@ -137,10 +137,10 @@ def test_a_random_vit_is_always_the_same_one(street_frames):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    first = random_vit(3, 5)(street_frames[0])
+    first = random_vit()(street_frames[0], (3, 5))
     assert torch.rand(1) == expected  # the caller's random numbers are left alone
     assert first.shape == (3, 3, 5)
     assert (first > 0).all()
     assert (first.sum((1, 2)) < 1).all()
-    assert np.array_equal(first, random_vit(3, 5)(street_frames[0]))
-    assert not np.array_equal(first, random_vit(3, 5)(street_frames[1][::-1]))
+    assert np.array_equal(first, random_vit()(street_frames[0], (3, 5)))
+    assert not np.array_equal(first, random_vit()(street_frames[1][::-1], (3, 5)))

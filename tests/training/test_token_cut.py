@@ -256,4 +256,7 @@ def test_command_refuses_in_one_line(weights, framed, tmp_path, monkeypatch, cap
         error = capsys.readouterr().err
         assert error.startswith("token_cut: ")
         assert said in error
+    assert run(monkeypatch, weights, "--images", images, "--out", images / "objects") == 1
+    assert "its masks would be frames of the next run" in capsys.readouterr().err
+    assert not (images / "objects").exists()
     assert not (tmp_path / "out").exists()
