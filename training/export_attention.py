@@ -70,19 +70,37 @@ def from_file(path: Path, architecture: str | None) -> tuple[Encoder, str]:
 
     Its position embedding is kept at the file's own grid, so that nothing is resampled twice.
 
+    Args:
+        architecture: timm name; None takes what a checkpoint of ours says, else the likeliest.
+
     Raises:
         ExportError: no known architecture fits.
         ValueError: the file holds no weights, or not those of ``architecture``.
     """
-    weights = read_weights(path)
+    return from_weights(read_weights(path), architecture)
+
+
+def from_weights(weights: Weights, architecture: str | None) -> tuple[Encoder, str]:
+    """As ``from_file``, of a file that is read already."""
     others: list[str] = []
+    architecture = architecture or weights.architecture
     if architecture is None:
         architecture, others = choose_architecture(weights)
-    encoder = Encoder(architecture, None, weights=path, last_heads=weights.last_heads)
+    encoder = Encoder(architecture, None, weights=weights.path, last_heads=weights.last_heads)
     print(f"architecture {architecture}, {_statistics(encoder)}")
     if others:
         print(f"the shapes also fit {', '.join(others)}: if it is one of them, name it with --arch")
     return encoder, architecture
+
+
+def _from_published(path: Path, architecture: str | None) -> tuple[Encoder, str]:
+    """As ``from_file``. Raises ExportError for a checkpoint of ours, which is more than a ViT."""
+    weights = read_weights(path)
+    if weights.architecture is not None:
+        raise ExportError(
+            f"{path}: a checkpoint of `python -m training fit`: use `python -m training.export`"
+        )
+    return from_weights(weights, architecture)
 
 
 def from_name(name: str) -> tuple[Encoder, str]:
@@ -145,15 +163,16 @@ def export_attention(
         data, terms: what taught the network, and the licence of its weights; None: what timm says.
 
     Raises:
-        ExportError: the name is unknown, the download fails, no architecture fits, or the file's
-            maps differ from the network's on more than 0.1 % of patches.
+        ExportError: the name is unknown, the download fails, no architecture fits, the file is a
+            checkpoint of a system, or the written maps differ from the network's on more than
+            0.1 % of patches.
         ValueError: the weights or the size do not fit the architecture.
         DataError: there are no frames.
     """
     local = Path(weights) if Path(weights).exists() else None
     if local is None and architecture is not None:
         raise ExportError(f"{weights}: no such file; --arch goes with a file only")
-    encoder, found = from_file(local, architecture) if local else from_name(weights)
+    encoder, found = _from_published(local, architecture) if local else from_name(weights)
     size = size or default_size(encoder.patch)
     check_multiple(size, encoder.patch)
     pictures: list[NDArray[np.uint8]] = (

@@ -32,7 +32,9 @@ class _ViTGraph(nn.Module):
         self.encoder, self.stride = encoder, encoder.patch
         convolution = encoder.vit.patch_embed.proj
         mean, std = encoder.mean[:, None, None], encoder.std[:, None, None]
-        bias = convolution.bias - (convolution.weight * mean / std).sum((1, 2, 3))
+        bias = -(convolution.weight * mean / std).sum((1, 2, 3))
+        if convolution.bias is not None:  # CLIP has none
+            bias += convolution.bias
         self.weight = nn.Parameter((convolution.weight / (255 * std)).detach())
         self.bias = nn.Parameter(bias.detach())
         for module in network.modules():

@@ -2,6 +2,7 @@
 """The encoder's ViTs with registers and rotary embedding, its CLS row, and published weights."""
 
 import argparse
+import math
 import re
 
 import pytest
@@ -99,9 +100,11 @@ def test_cls_row_is_the_first_of_all(qk_norm, bias):
 def test_other_networks_are_refused():
     with pytest.raises(ValueError, match="timm makes no ViT called vit_nonsense: Unknown model"):
         Encoder("vit_nonsense", (64, 64))
-    for name in ("resnet18", "eva02_tiny_patch14_224"):
-        with pytest.raises(ValueError, match=name):
-            Encoder(name, (224, 224))
+    parallel, hybrid = "vit_small_patch16_18x2_224", "vit_tiny_r_s16_p8_224"
+    differential = "vit_dwee_patch16_reg1_gap_256"
+    for name in ("resnet18", "eva02_tiny_patch14_224", parallel, hybrid, differential):
+        with pytest.raises(ValueError, match=f"{name} is no ViT as DINO"):
+            create_vit(name)
 
 
 # Weights
@@ -237,6 +240,92 @@ def test_another_patch_and_depth_are_not_taken_for_fitting(backbone, tmp_path):
         Encoder("deit_tiny_patch16_224", (64, 64), weights=tmp_path / "w.pth")
 
 
+# Position grids
+
+SMALL = "test_vit"
+#: 9x16 and 12x12 have as many patches.
+WIDE, SQUARE = (9, 16), (12, 12)
+
+
+def with_ramps(grid: tuple[int, int]) -> dict[str, Tensor]:
+    """A state whose positions say in two channels how far down and right a patch is, 0-1."""
+    torch.manual_seed(0)
+    state = create_vit(SMALL, img_size=tuple(16 * side for side in grid)).state_dict()
+    state["pos_embed"].zero_()
+    state["pos_embed"][:, 0] = 7  # of the CLS token
+    state["pos_embed"][0, 1:, :2] = ramps(grid)
+    return state
+
+
+def ramps(grid: tuple[int, int]) -> Tensor:
+    rows, columns = grid
+    places = [((r + 0.5) / rows, (c + 0.5) / columns) for r in range(rows) for c in range(columns)]
+    return torch.tensor(places)
+
+
+def checkpoint(state: dict[str, Tensor], grid: tuple[int, int]) -> dict[str, object]:
+    """A checkpoint of ours, as far as weights are read from it."""
+    return {
+        "system": "SegmenterSystem",
+        "hyper_parameters": {"backbone": SMALL, "size": [16 * side for side in grid]},
+        "state_dict": {f"network.encoder.vit.{k}": v for k, v in state.items()},
+    }
+
+
+@pytest.mark.parametrize("target", [WIDE, SQUARE, (10, 15), (16, 9)])
+@pytest.mark.parametrize("stored", [WIDE, SQUARE, (11, 14)])
+def test_positions_of_a_checkpoint_stay_in_their_places(stored, target, tmp_path):
+    state = with_ramps(stored)
+    torch.save(checkpoint(state, stored), tmp_path / "w.ckpt")
+    vit = Encoder(SMALL, tuple(16 * s for s in target), weights=tmp_path / "w.ckpt").vit
+    assert vit.pos_embed.shape == (1, 1 + math.prod(target), 64)
+    assert (vit.pos_embed[0, 0] == 7).all()
+    torch.testing.assert_close(vit.pos_embed[0, 1:, :2], ramps(target), atol=0.02, rtol=0)
+    if stored == target:
+        assert torch.equal(vit.pos_embed, state["pos_embed"])
+
+
+@pytest.mark.parametrize("grid", [WIDE, SQUARE, (11, 14)])
+def test_grid_of_a_checkpoint_is_kept_where_no_size_is_given(grid, tmp_path):
+    state = with_ramps(grid)
+    torch.save(checkpoint(state, grid), tmp_path / "w.ckpt")
+    weights = read_weights(tmp_path / "w.ckpt")
+    assert (weights.architecture, weights.grid) == (SMALL, grid)
+    assert stored_size(weights) == tuple(16 * side for side in grid)
+    assert stored_size(weights, 8) == tuple(8 * side for side in grid)
+    vit = Encoder(SMALL, None, weights=tmp_path / "w.ckpt").vit
+    assert vit.patch_embed.grid_size == grid
+    assert torch.equal(vit.pos_embed, state["pos_embed"])
+
+
+def test_positions_of_weights_alone_are_those_of_a_square(tmp_path):
+    torch.save(with_ramps(SQUARE), tmp_path / "w.pth")
+    vit = Encoder(SMALL, (160, 240), weights=tmp_path / "w.pth").vit
+    torch.testing.assert_close(vit.pos_embed[0, 1:, :2], ramps((10, 15)), atol=0.02, rtol=0)
+    # Also where the network has as many patches in another shape.
+    vit = Encoder(SMALL, (144, 256), weights=tmp_path / "w.pth").vit
+    torch.testing.assert_close(vit.pos_embed[0, 1:, :2], ramps((9, 16)), atol=0.05, rtol=0)
+    state = with_ramps((11, 14))
+    torch.save(state, tmp_path / "w.pth")
+    assert stored_size(read_weights(tmp_path / "w.pth")) is None
+    vit = Encoder(SMALL, (176, 224), weights=tmp_path / "w.pth").vit
+    assert torch.equal(vit.pos_embed, state["pos_embed"])
+    with pytest.raises(WeightsError, match=r"\[1, 155, 64\], a square grid and 1 more of 64"):
+        Encoder(SMALL, (160, 240), weights=tmp_path / "w.pth")
+
+
+def test_positions_that_do_not_fill_their_grid_are_refused(tmp_path):
+    torch.save(checkpoint(with_ramps(WIDE), (10, 15)), tmp_path / "w.ckpt")
+    with pytest.raises(WeightsError, match=r"\[1, 145, 64\], 10x15 grid and 1 more of 64 expected"):
+        Encoder(SMALL, (144, 256), weights=tmp_path / "w.ckpt")
+
+
+def test_size_that_the_patch_does_not_divide_comes_before_the_weights(tmp_path):
+    torch.save(with_ramps(SQUARE), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="8x8 is no multiple of the patch 16; nearest fit: 16x16"):
+        Encoder(SMALL, (8, 8), weights=tmp_path / "w.pth")
+
+
 # Patches of another size
 
 
@@ -304,13 +393,39 @@ class Pickled:
         return print, ("run by the file",)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"patch_embed.proj.weight": torch.zeros(192, 3, 1, 16, 16)},
+            r"patch_embed.proj.weight is \[192, 3, 1, 16, 16\], in a ViT it has 4 dimensions",
+        ),
+        ({"pos_embed": torch.zeros(197)}, r"w.pth: pos_embed is \[197\], in a ViT it has 3 dimen"),
+        (
+            {"register_tokens": torch.zeros(1, 4, 192), "cls_token": None},
+            r"cls_token is missing, \[1, 1, 192\] expected; register_tokens .* is too many",
+        ),
+        (
+            {"register_tokens": torch.zeros(1, 4, 192), "pos_embed": None},
+            r"pos_embed is missing, \[1, 50, 192\] expected; register_tokens .* is too many",
+        ),
+    ],
+)
+def test_odd_tensors_are_named(backbone, changes, said, tmp_path):
+    state = {k: v for k, v in {**backbone, **changes}.items() if v is not None}
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=said):
+        Encoder("deit_tiny_patch16_224", (112, 112), weights=tmp_path / "w.pth")
+
+
 def test_files_that_are_no_weights_are_refused(tmp_path, capsys):
     path = tmp_path / "w.pth"
     torch.save({"model": Pickled()}, path)
     with pytest.raises(WeightsError, match=r"needs unpickling of code \(.*print\)"):
         read_weights(path)
     assert "run by the file" not in capsys.readouterr().out
-    for data in (b"", b"no weights at all"):
+    texts = (b"", b"no weights at all", b"hello\n", b"seed_everything: 0\n", b"X x\n", b"(dp0\n.")
+    for data in texts:
         path.write_bytes(data)
         with pytest.raises(WeightsError, match=r"w\.pth: damaged"):
             read_weights(path)

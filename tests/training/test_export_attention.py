@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cv2
 import huggingface_hub
+import lightning as L
 import numpy as np
 import onnx
 import onnxruntime
@@ -17,10 +18,12 @@ from numpy.typing import NDArray
 from ctxseg_ros.model_file import read_model_info, write_metadata
 from ctxseg_ros.runtimes import open_runtime
 from training import export_attention as command
+from training import token_cut
 from training.export import export_graph
 from training.export_attention import default_size
 from training.graphs import AttentionGraph
 from training.networks.encoder import Encoder
+from training.systems.distilled import DistilledSystem
 
 #: Wide, and a square of as many patches: neither may take the other's position embedding.
 GRIDS = [(4, 9), (6, 6)]
@@ -170,6 +173,19 @@ def test_a_vit_without_a_cls_token_is_refused():
         AttentionGraph(Encoder("vit_base_patch16_siglip_224", (32, 32)))
 
 
+def test_patches_without_a_bias(street_frames):
+    """As CLIP's."""
+    torch.manual_seed(0)
+    encoder = Encoder("vit_xsmall_patch16_clip_224", (64, 96)).eval()
+    encoder.vit.blocks = encoder.vit.blocks[:BLOCKS]
+    assert encoder.vit.patch_embed.proj.bias is None
+    frame = torch.from_numpy(street_frames[0][None, :64, :96])
+    with torch.inference_mode():
+        expected = encoder.features(frame.permute(0, 3, 1, 2))[1]
+        found = AttentionGraph(encoder)(frame)
+    torch.testing.assert_close(found.flatten(2), expected, atol=1e-5, rtol=1e-3)
+
+
 # The command
 
 
@@ -207,6 +223,35 @@ def test_a_file_of_weights_becomes_a_model_file(run, weights, street_frames, tmp
     assert info.source["parity"]["network_attention_agreement"] == 1
     assert str(tmp_path) not in out.read_bytes().decode("latin1")
     assert not out.with_suffix(".part").exists()
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory) -> Path:
+    """A checkpoint whose shapes are those of vit_tiny_patch16_384 rather than of its own ViT."""
+    system = DistilledSystem("deit_tiny_patch16_224", teacher=VIT, size=(384, 384))
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(system)
+    path = tmp_path_factory.mktemp("student") / "last.pth"
+    trainer.save_checkpoint(path)
+    return path
+
+
+def test_a_checkpoint_is_left_to_the_other_command(run, student, tmp_path, capsys):
+    for options in ((), ("--arch", "deit_tiny_patch16_224")):
+        assert run(student, "--out", tmp_path / "x.onnx", *options) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"export_attention: {student}: a checkpoint of")
+        assert error.endswith("use `python -m training.export`\n") and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_knows_its_architecture(student, capsys):
+    """So do other commands, which take a checkpoint for its ViT."""
+    encoder, _ = token_cut.open_encoder(str(student), None, (384, 384), (384, 384))
+    assert "architecture deit_tiny_patch16_224, 6 heads" in capsys.readouterr().out
+    assert encoder.vit.blocks[-1].attn.num_heads == 6
+    expected = timm.get_pretrained_cfg("deit_tiny_patch16_224").mean
+    assert encoder.mean.tolist() == pytest.approx(expected)
 
 
 def test_size_is_the_multiple_of_the_patch_nearest_to_384():

@@ -7,6 +7,7 @@ import lightning as L
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from training.__main__ import main
@@ -153,6 +154,31 @@ def test_patch_of_a_checkpoint_is_kept(tmp_path, street_frames):
     with torch.inference_mode():
         assert system.network.encoder(images).shape[1] == 8 * 12
         assert torch.equal(loaded.logits(images), system.logits(images))
+
+
+@pytest.mark.parametrize("grid", [(3, 10), (6, 4), (4, 4)])
+@pytest.mark.parametrize(
+    "system",
+    [
+        lambda: DistilledSystem("test_vit", teacher="vit_large_patch16_224", size=(64, 96)),
+        lambda: SegmenterSystem("test_vit", patch=8, size=(32, 48), decoder_dim=64),
+    ],
+)
+def test_checkpoint_of_one_frame_size_begins_another(system, grid, tmp_path):
+    """Its 4x6 patches are no square, and 6x4 are as many."""
+    first = system()
+    encoder = getattr(first.network, "encoder", first.network)
+    torch.nn.init.normal_(encoder.vit.pos_embed)
+    found = SegmenterSystem(
+        "test_vit",
+        weights=str(saved(first, tmp_path / "first.ckpt")),
+        size=tuple(side * encoder.patch for side in grid),
+        patch=encoder.patch,
+        last_heads=encoder.vit.blocks[-1].attn.num_heads,
+    ).network.encoder.vit.pos_embed
+    table = encoder.vit.pos_embed[:, 1:].unflatten(1, (4, 6)).permute(0, 3, 1, 2)
+    table = F.interpolate(table, grid, mode="bicubic", antialias=True).permute(0, 2, 3, 1)
+    torch.testing.assert_close(found[:, 1:], table.flatten(1, 2))
 
 
 RECIPE = ROOT / "training" / "configs" / "segmenter_small_dino_camvid.yaml"

@@ -10,9 +10,9 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import RotaryEmbeddingDinoV3, apply_rot_embed_cat
-from timm.models.eva import Eva, EvaAttention
-from timm.models.vision_transformer import VisionTransformer
+from timm.layers import Attention, PatchEmbed, RotaryEmbeddingDinoV3, apply_rot_embed_cat
+from timm.models.eva import Eva, EvaAttention, EvaBlock
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from training.networks.weights import WeightsError, load_weights, read_weights, stored_size
@@ -65,17 +65,21 @@ class Encoder(nn.Module):
         if patch is not None and patch < 1:
             raise ValueError(f"patch is {patch}: give a side of 1 pixel or more")
         local = read_weights(weights) if weights is not None else None
-        if size is None and local is not None:
-            size = stored_size(local, patch)
+        stored = stored_size(local, patch) if size is None and local is not None else size
         self.vit = create_vit(
             name,
             **({} if patch is None else {"patch_size": patch}),
             pretrained=pretrained and local is None,
-            img_size=None if size is None else tuple(size),
+            img_size=None if stored is None else tuple(stored),
             proj_drop_rate=dropout,
             attn_drop_rate=attention_dropout,
             drop_path_rate=drop_path,
         )
+        self.patch: int = self.vit.patch_embed.patch_size[0]
+        self.dim: int = self.vit.embed_dim
+        self.rotates = getattr(self.vit, "rope", None) is not None
+        if size is not None:
+            check_multiple(size, self.patch)
         if local is not None:
             load_weights(self.vit, name, local, patch)
             heads = self.vit.blocks[-1].attn.num_heads
@@ -84,11 +88,6 @@ class Encoder(nn.Module):
                     f"{local.path}: the last block was trained with {local.last_heads} heads, "
                     f"{name} has {heads}: set last_heads to {local.last_heads}"
                 )
-        self.patch: int = self.vit.patch_embed.patch_size[0]
-        self.dim: int = self.vit.embed_dim
-        self.rotates = getattr(self.vit, "rope", None) is not None
-        if size is not None:
-            check_multiple(size, self.patch)
         if last_heads is not None:
             share_out(self.vit.blocks[-1].attn, last_heads)
         self.register_buffer("mean", torch.tensor(self.vit.pretrained_cfg["mean"]), False)
@@ -207,6 +206,9 @@ def create_vit(name: str, **options: Any) -> VisionTransformer | Eva:
     rope = getattr(vit, "rope", None)
     if not (
         isinstance(vit, VisionTransformer | Eva)
+        and isinstance(vit.patch_embed, PatchEmbed)  # no hybrid, whose patches are of features
+        and isinstance(vit.blocks[-1], Block | EvaBlock)
+        and isinstance(vit.blocks[-1].attn, Attention | EvaAttention)
         and (rope is None or isinstance(rope, RotaryEmbeddingDinoV3))
     ):
         raise ValueError(f"{name} is no ViT as DINO, DINOv2, DINOv3 and DeiT are; take one of them")

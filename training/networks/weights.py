@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import pickle
 import re
+import struct
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -37,6 +40,16 @@ _LEFT_OUT = re.compile(
     r"|.*\.(bias_mask|periods)"
 )
 _SHOWN = 4
+#: What comes of reading a file as what it is not; of text, whatever a pickle of it would say.
+_NO_WEIGHTS = (
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    SafetensorError,
+    ValueError,
+    struct.error,
+)
 
 
 class WeightsError(ValueError):
@@ -47,13 +60,18 @@ class WeightsError(ValueError):
 class Weights:
     """A backbone's tensors under timm's names, and whether a classification head came along.
 
-    ``last_heads``: of the last block's attention, where a checkpoint of ours has given it others
-    than its architecture has. No shape tells.
+    What no shape tells, and only a checkpoint of ours says:
+
+    - ``architecture``: its timm name.
+    - ``grid``: (rows, columns) of patches of the position embedding.
+    - ``last_heads``: of the last block's attention, where they are others than the architecture's.
     """
 
     path: Path
     tensors: dict[str, Tensor]
     head: bool
+    architecture: str | None = None
+    grid: tuple[int, int] | None = None
     last_heads: int | None = None
 
 
@@ -80,8 +98,20 @@ def read_weights(path: str | Path) -> Weights:
         )
     prefix = next((name for name in backbones if "teacher" in name), backbones[0])
     state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    for name, dims in ((_PATCHES, 4), ("pos_embed", 3)):
+        if name in state and state[name].ndim != dims:
+            found = _shape(state[name])
+            raise WeightsError(f"{path}: {name} is {found}, in a ViT it has {dims} dimensions")
     head = any(k.startswith("head.") for k in state)
-    return Weights(path, _timm_names(state), head, _last_heads(saved))
+    recipe = _recipe(saved)
+    return Weights(
+        path,
+        _timm_names(state),
+        head,
+        architecture=recipe.get("backbone"),
+        grid=_recipe_grid(recipe, state[_PATCHES].shape[-1]),
+        last_heads=_last_heads(saved, recipe),
+    )
 
 
 def load_weights(vit: nn.Module, name: str, weights: Weights, patch: int | None = None) -> None:
@@ -99,7 +129,7 @@ def load_weights(vit: nn.Module, name: str, weights: Weights, patch: int | None 
     tensors = dict(weights.tensors)
     if patch is not None:
         tensors[_PATCHES] = resample_patch_embed(tensors[_PATCHES].float(), [patch, patch])
-    if wrong := mismatches(vit, tensors):
+    if wrong := mismatches(vit, replace(weights, tensors=tensors)):
         fits = architectures(weights)
         more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise WeightsError(
@@ -107,19 +137,16 @@ def load_weights(vit: nn.Module, name: str, weights: Weights, patch: int | None 
             + (f"They fit {', '.join(fits[:_SHOWN])}" if fits else "No architecture known fits")
         )
     if "pos_embed" in tensors:
-        prefix, grid = _prefix(vit), vit.patch_embed.grid_size  # type: ignore[union-attr]
-        side = _side(tensors["pos_embed"].shape[1] - prefix)
-        tensors["pos_embed"] = resample_abs_pos_embed(
-            tensors["pos_embed"].float(), grid, [side, side] if side else grid, prefix
-        )
+        tensors["pos_embed"] = _positions(vit, weights)
     vit.load_state_dict(tensors)
 
 
-def mismatches(vit: nn.Module, tensors: dict[str, Tensor]) -> list[str]:
-    """Each name whose shape in ``tensors`` is not the ViT's, in words; the position grid is free.
+def mismatches(vit: nn.Module, weights: Weights) -> list[str]:
+    """Each name whose shape in the weights is not the ViT's, in words; the position grid is free.
 
     The ViT may be on the meta device.
     """
+    tensors = weights.tensors
     wanted = {k: v for k, v in vit.state_dict().items() if not _LEFT_OUT.fullmatch(k)}
     wrong = []
     for name, tensor in wanted.items():
@@ -127,10 +154,11 @@ def mismatches(vit: nn.Module, tensors: dict[str, Tensor]) -> list[str]:
             wrong.append(f"{name} is missing, {_shape(tensor)} expected")
         elif name == "pos_embed":
             found, prefix = tensors[name].shape, _prefix(vit)
-            square = _side(found[1] - prefix) or found == tensor.shape
-            if found[2] != tensor.shape[2] or not square:
+            same = weights.grid is None and found == tensor.shape
+            if found[2] != tensor.shape[2] or not (_grid(weights, prefix) or same):
+                grid = "x".join(map(str, weights.grid)) if weights.grid else "a square"
                 wrong.append(
-                    f"{name} is {_shape(tensors[name])}, a square grid and {prefix} more of "
+                    f"{name} is {_shape(tensors[name])}, {grid} grid and {prefix} more of "
                     f"{tensor.shape[2]} expected"
                 )
         elif tensors[name].shape != tensor.shape:
@@ -155,7 +183,7 @@ def architectures(weights: Weights) -> list[str]:
         if "distilled" not in bare and bare not in fits:
             with torch.device("meta"):
                 vit = timm.create_model(bare, num_classes=0, global_pool="")
-            if not mismatches(vit, weights.tensors):
+            if not mismatches(vit, weights):
                 grid = vit.state_dict().get("pos_embed")
                 fits[bare] = grid is None or grid.shape == weights.tensors["pos_embed"].shape
     found = [name for name in names if name.split(".")[0] in fits]
@@ -163,17 +191,16 @@ def architectures(weights: Weights) -> list[str]:
 
 
 def stored_size(weights: Weights, patch: int | None = None) -> tuple[int, int] | None:
-    """(height, width) of the square position grid; None if there is none.
+    """(height, width) of the position grid, square if none is known; None if there is none.
 
     In pixels of the weights' own patches, or of those that they are resampled to.
     """
-    positions = weights.tensors.get("pos_embed")
-    if positions is None:
+    if "pos_embed" not in weights.tensors:
         return None
     # Registers never have one; whether the CLS token has shows in the count being a square.
-    side = _side(positions.shape[1]) or _side(positions.shape[1] - 1)
-    pixels = side * (patch or weights.tensors[_PATCHES].shape[-1])
-    return (pixels, pixels) if side else None
+    grid = weights.grid or _grid(weights, 0) or _grid(weights, 1)
+    pixels = patch or weights.tensors[_PATCHES].shape[-1]
+    return (grid[0] * pixels, grid[1] * pixels) if grid else None
 
 
 def _load(path: Path) -> object:
@@ -191,7 +218,7 @@ def _load(path: Path) -> object:
             f"{path}: needs unpickling of code ({', '.join(needs)}), which could do anything. "
             "Save its state_dict alone, best as .safetensors"
         ) from error
-    except (EOFError, RuntimeError, SafetensorError, ValueError) as error:
+    except _NO_WEIGHTS as error:
         raise WeightsError(f"{path}: damaged, or no .pth or .safetensors file: {error}") from error
 
 
@@ -205,12 +232,24 @@ def _tensors(saved: object) -> dict[str, Tensor]:
     return {}
 
 
-def _last_heads(saved: object) -> int | None:
-    """See ``Weights``."""
-    recipe = saved.get("hyper_parameters") if isinstance(saved, dict) else None
-    if not isinstance(recipe, dict):
+def _recipe(saved: object) -> dict[str, Any]:
+    """The hyperparameters of a checkpoint of ours, nothing of other files."""
+    ours = isinstance(saved, dict) and "system" in saved
+    return saved.get("hyper_parameters", {}) if ours else {}  # type: ignore[attr-defined]
+
+
+def _recipe_grid(recipe: dict[str, Any], patch: int) -> tuple[int, int] | None:
+    """See ``Weights``; ``patch`` is the side that the checkpoint's patches have."""
+    if "size" not in recipe:
         return None
-    if saved.get("system") == "DistilledSystem":  # its student has the heads of its teacher
+    height, width = recipe["size"]
+    return height // patch, width // patch
+
+
+def _last_heads(saved: object, recipe: dict[str, Any]) -> int | None:
+    """See ``Weights``."""
+    if recipe and saved["system"] == "DistilledSystem":  # type: ignore[index]
+        # Its student has the heads of its teacher.
         with torch.device("meta"):
             return timm.create_model(recipe["teacher"]).blocks[-1].attn.num_heads
     return recipe.get("last_heads")
@@ -219,7 +258,8 @@ def _last_heads(saved: object) -> int | None:
 def _timm_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of DINOv2's and DINOv3's own files under the names that timm has for them."""
     state = {k: v for k, v in state.items() if not _LEFT_OUT.fullmatch(k)}
-    if "register_tokens" in state:  # DINOv2; timm has no position for CLS there
+    if {"register_tokens", "cls_token", "pos_embed"} <= state.keys():  # DINOv2
+        # timm has no position for CLS there.
         state["reg_token"] = state.pop("register_tokens")
         state["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
         state["pos_embed"] = state["pos_embed"][:, 1:]
@@ -250,10 +290,23 @@ def _prefix(vit: nn.Module) -> int:
     return 0 if vit.no_embed_class else vit.num_prefix_tokens  # type: ignore[return-value]
 
 
-def _side(tokens: int) -> int:
-    """The side of a square grid of so many tokens, 0 if they fill none."""
-    side = round(max(tokens, 0) ** 0.5)
-    return side if side * side == tokens else 0
+def _positions(vit: nn.Module, weights: Weights) -> Tensor:
+    """The position embedding [1, prefix + rows * columns, D] at the ViT's grid."""
+    prefix, grid = _prefix(vit), vit.patch_embed.grid_size  # type: ignore[union-attr]
+    stored = _grid(weights, prefix) or grid
+    positions = weights.tensors["pos_embed"].float()
+    return resample_abs_pos_embed(positions, list(grid), list(stored), prefix)
+
+
+def _grid(weights: Weights, prefix: int) -> tuple[int, int] | None:
+    """The grid of the position embedding after ``prefix`` tokens; None if they do not fill it.
+
+    Where none is known it is a square, as in all published weights.
+    """
+    tokens = weights.tensors["pos_embed"].shape[1] - prefix
+    side = math.isqrt(max(tokens, 0))
+    grid = weights.grid or (side, side)
+    return grid if math.prod(grid) == tokens > 0 else None
 
 
 def _shape(tensor: Tensor) -> str:
