@@ -147,6 +147,7 @@ def export_attention(
     architecture: str | None = None,
     size: tuple[int, int] | None = None,
     frames: Path | None = None,
+    topic: str | None = None,
     data: str | None = None,
     terms: str | None = None,
 ) -> dict[str, Any]:
@@ -160,6 +161,7 @@ def export_attention(
         size: (height, width) that the model is meant for; None: a square near SIDE.
         frames: real frames (folder, video, bag) to check on, and to measure what bf16 changes;
             None checks on a test pattern and leaves bf16 out, so that the model runs in fp32.
+        topic: of the images in bags; None where a bag has only one.
         data, terms: what taught the network, and the licence of its weights; None: what timm says.
 
     Raises:
@@ -176,7 +178,7 @@ def export_attention(
     size = size or default_size(encoder.patch)
     check_multiple(size, encoder.patch)
     pictures: list[NDArray[np.uint8]] = (
-        [pattern_image(size)] if frames is None else fitted_frames(frames, size)
+        [pattern_image(size)] if frames is None else fitted_frames(frames, size, topic)
     )
     graph = AttentionGraph(encoder.eval())
     expected = [network_attention(graph, picture) for picture in pictures]
@@ -229,6 +231,7 @@ def main() -> int:
     parser.add_argument(
         "--frames", type=Path, help="real frames to check on (default: a test pattern, and fp32)"
     )
+    parser.add_argument("--topic", help="of the images in bags")
     parser.add_argument("--data", metavar="TEXT", help="what taught it")
     parser.add_argument("--terms", metavar="TEXT", help="licence of the weights")
     args = parser.parse_args()
@@ -243,6 +246,7 @@ def main() -> int:
             args.arch,
             args.size,
             args.frames,
+            args.topic,
             args.data,
             args.terms,
         )

@@ -30,6 +30,8 @@ GRIDS = [(4, 9), (6, 6)]
 VIT, DINOV3 = "vit_small_patch14_dinov2", "vit_tiny_patch16_dinov3_qkvb"
 BLOCKS = 3
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def shallow(name: str) -> Encoder:
     """Three blocks of random weights whose attention is far from even."""
@@ -271,6 +273,7 @@ def test_bad_input_is_one_line_and_writes_nothing(run, weights, tmp_path, monkey
         ((weights, "--arch", VIT), f"are not the weights of {VIT}: cls_token is"),
         ((weights, *small, "--size", "100x96"), "no multiple of the patch 16; nearest fit: 96x96"),
         ((weights, *small, "--frames", tmp_path / "none"), "none: no such file or folder"),
+        ((weights, *small, "--frames", ROOT / "docs", "--topic", "/f"), "topic /f was given, but"),
     ):
         assert run(*args, "--out", out) == 1
         error = capsys.readouterr().err
