@@ -27,9 +27,10 @@ from ctxseg_ros.machine import commit
 from ctxseg_ros.model_file import ModelFileError, ModelInfo, format_size, parse_size
 from ctxseg_ros.resize import resized
 from ctxseg_ros.runtimes import RuntimeUnavailable
-from training.clustering import Clustering, cluster, unit
+from training.clustering import CENTROIDS_EACH, VECTORS_EACH, Clustering, cluster, unit
+from training.commands import checked_name, counted, evenly, shown_frames
 from training.data.files import DataError, progress
-from training.data.frames import FrameList, Source, open_frames
+from training.data.frames import FrameList, Source
 from training.export import (
     FRAMES,
     ExportError,
@@ -46,7 +47,9 @@ from training.networks.encoder import Encoder, check_multiple
 from training.pictures import cluster_infos
 from training.token_cut import fitting_size
 
-#: Patches that are clustered: of each frame at most, and of all frames.
+#: Frames whose patches are clustered, at most, evenly over the source.
+MOST_FRAMES = 1000
+#: Patches that are clustered: of each frame at most, unless the clusters need more, and of all.
 PER_FRAME = 200
 MOST_PATCHES = 100_000
 #: Temperatures that are tried.
@@ -104,14 +107,20 @@ def embeddings(encoder: Encoder, frame: NDArray[np.uint8]) -> NDArray[np.float32
 
 
 def sample_patches(
-    encoder: Encoder, frames: FrameList, size: tuple[int, int], seed: int
+    encoder: Encoder, frames: FrameList, size: tuple[int, int], clusters: int, seed: int
 ) -> NDArray[np.float32]:
-    """Embeddings [N, D] of as many random patches of each frame, MOST_PATCHES in all at most."""
+    """Embeddings [N, D] of as many random patches of each frame, MOST_PATCHES in all at most.
+
+    They are of MOST_FRAMES frames at most, and PER_FRAME of each; of more where the frames are too
+    few for all the centroids that the clusters are merged from.
+    """
     patches = size[0] * size[1] // encoder.patch**2
-    count = max(1, min(PER_FRAME, patches, MOST_PATCHES // len(frames)))
+    chosen = evenly(len(frames), MOST_FRAMES)
+    needed = -(-clusters * CENTROIDS_EACH * VECTORS_EACH // len(chosen))
+    count = min(max(PER_FRAME, needed), patches, MOST_PATCHES // len(chosen))
     rng = np.random.default_rng(seed)
     kept = []
-    for index in progress(range(len(frames)), "patch embeddings", len(frames)):
+    for index in progress(chosen, "patch embeddings", len(chosen)):
         found = embeddings(encoder, resized(frames[index], size)).reshape(patches, -1)
         kept.append(found[rng.choice(patches, count, replace=False)])
     return np.concatenate(kept)
@@ -199,18 +208,18 @@ def export_clusters(
     encoder = origin.encoder
     if size is not None:
         check_multiple(size, encoder.patch)
-    frames = open_frames(source, topic, stride)
+    frames = shown_frames(source, topic, stride)
     check_sizes(frames, encoder.patch)
     size = size or fitting_size(frames.sizes[0], encoder.patch)
-    patches = sample_patches(encoder, frames, size, seed)
+    patches = sample_patches(encoder, frames, size, clusters, seed)
+    used = min(len(frames), MOST_FRAMES)
     if clusters > len(patches):
         raise ValueError(
-            f"--k {clusters}: there are {len(patches)} patches only, in {len(frames)} frames at "
-            f"{format_size(size)}; take fewer clusters, more frames or a larger --size"
+            f"--k {clusters}: there are {len(patches)} patches only, in {counted(used, 'frame')} "
+            f"at {format_size(size)}; take fewer clusters, more frames or a larger --size"
         )
     found = cluster(patches, clusters, seed)
-    chosen = np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().astype(int)
-    pictures = [resized(frames[i], size) for i in chosen]
+    pictures = [resized(frames[i], size) for i in evenly(len(frames), FRAMES)]
     temperature = mirrored_temperature(encoder, pictures, found)
     expected = [network_clusters(encoder, found, picture) for picture in pictures]
     graph = ClusterGraph(encoder, found, temperature)
@@ -227,13 +236,13 @@ def export_clusters(
         model,
         out,
         {
-            "data": data or f"{len(frames)} frames of {_ends(source)}, without labels",
+            "data": data or f"{counted(used, 'frame')} of {_ends(source)}, without labels",
             "weights": origin.weights,
             "architecture": origin.architecture,
             "weights_data": origin.data,
             "clustering": {
                 "clusters": clusters,
-                "frames": len(frames),
+                "frames": used,
                 "patches": len(patches),
                 "centroids": len(found.centroids),
                 "inertia": round(found.inertia, 6),
@@ -262,7 +271,7 @@ def check_sizes(frames: FrameList, patch: int) -> None:
     if small:
         height, width = frames.sizes[small[0]]
         raise DataError(
-            f"{len(small)} frames are smaller than a patch of {patch} pixels, such as "
+            f"{counted(len(small), 'frame')} smaller than a patch of {patch} pixels, such as "
             f"{frames.names[small[0]]} ({width}x{height}); leave them out or enlarge them"
         )
 
@@ -276,7 +285,8 @@ def _ends(source: Source) -> str:
 def report(out: Path, source: dict[str, Any], found: Clustering) -> None:
     """Print what was clustered, written and measured."""
     facts = source["clustering"]
-    print(f"{facts['frames']} frames, {facts['patches']} patches, inertia {facts['inertia']:.4f}")
+    frames = counted(facts["frames"], "frame")
+    print(f"{frames}, {facts['patches']} patches, inertia {facts['inertia']:.4f}")
     for i, share in enumerate(found.shares):
         print(f"  cluster {i:3}  {share:6.2%}")
     print(f"confidence at temperature {facts['temperature']:.4f}")
@@ -290,7 +300,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m training.cluster", description=__doc__)
     parser.add_argument("weights", help="checkpoint (.ckpt) of ours, file of weights or timm name")
     parser.add_argument(
-        "--source", nargs="+", required=True, help="frames: folders, images, videos, bags"
+        "--source",
+        nargs="+",
+        required=True,
+        help=f"frames: folders, images, videos, bags; {MOST_FRAMES} are used, evenly chosen",
     )
     parser.add_argument("--k", type=int, default=27, help="clusters, 2 to 255 (%(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="the .onnx file to write")
@@ -310,14 +323,13 @@ def main() -> int:
     args = parser.parse_args()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
-        if not args.out.absolute().parent.is_dir():
-            raise ExportError(f"{args.out}: its folder does not exist")
+        name = checked_name(args.out, args.name)
         source, found = export_clusters(
             open_encoder(args.weights, args.arch),
             args.source,
             args.k,
             args.out,
-            args.name or args.out.stem,
+            name,
             args.size,
             args.topic,
             args.stride,

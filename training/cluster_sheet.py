@@ -17,6 +17,7 @@ from ctxseg_ros.prediction import UNLABELLED
 from ctxseg_ros.render import overlay
 from ctxseg_ros.resize import resized
 from ctxseg_ros.runtimes import open_runtime
+from training.commands import evenly
 from training.data.files import progress
 from training.data.frames import FrameList
 
@@ -44,6 +45,11 @@ def check_task(info: ModelInfo) -> None:
         )
 
 
+def identity(info: ModelInfo) -> str:
+    """A model's name and the beginning of its SHA-256: what a names file is for."""
+    return f"{info.name} {info.sha256[:12]}"
+
+
 @dataclass(frozen=True)
 class _Example:
     """A frame that shows a cluster: how well, which frame it is, and its labels at sheet size."""
@@ -68,7 +74,7 @@ def write_sheet(
     Args:
         info: a clusters model. frames: SHEET_FRAMES of them are used, evenly chosen.
         folder: for SHEET_FILE and NAMES_FILE; made where it is missing.
-        size, device: see ``name_by_labels``.
+        size, device: see ``training.name_clusters.Truth``.
 
     Raises:
         NamingError: the model has no clusters, or there is a names file already.
@@ -98,11 +104,11 @@ def _examples(
     count = len(info.classes)
     best: list[list[_Example]] = [[] for _ in range(count)]
     shares = np.zeros(count)
-    chosen = np.linspace(0, len(frames) - 1, min(SHEET_FRAMES, len(frames))).round().astype(int)
+    chosen = evenly(len(frames), SHEET_FRAMES)
     runtime = open_runtime(info, size, device)
     try:
         segmenter = FrameSegmenter(runtime)
-        for index in progress(chosen.tolist(), info.name, len(chosen)):
+        for index in progress(chosen, info.name, len(chosen)):
             said = segmenter.segment(frames[index])
             assert said.labels is not None and said.confidence is not None
             flat = said.labels.ravel()
@@ -157,6 +163,7 @@ def _form(info: ModelInfo, shares: NDArray[np.float64]) -> str:
     lines = [
         f"# Names of the clusters that {SHEET_FILE} shows. Clusters of one name become one class;",
         "# those without a name are left unlabelled.",
+        f"model: {identity(info)}",
         "clusters:",
     ]
     lines += [f"  {c.id}:  # {share:.1%}" for c, share in zip(info.classes, shares, strict=True)]

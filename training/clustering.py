@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.cluster.hierarchy import cut_tree, linkage
 
 #: Leading directions that are kept.
 DIRECTIONS = 16
@@ -82,6 +82,8 @@ def cluster(vectors: NDArray[np.floating], clusters: int, seed: int = 0) -> Clus
         raise ValueError("the embeddings to cluster are not finite: the weights are broken")
     directions, rng = unit(vectors), np.random.default_rng(seed)
     mean, projection = whitening(directions, DIRECTIONS)
+    if not projection.size:
+        raise ValueError("all patches are alike: take frames with more in them")
     white = unit((directions - mean) @ projection)
     wanted = max(CENTROIDS, CENTROIDS_EACH * clusters)
     wanted = max(clusters, min(wanted, len(white) // VECTORS_EACH))
@@ -202,4 +204,4 @@ def merge(centroids: NDArray[np.float32], clusters: int) -> NDArray[np.int64]:
     if len(centroids) == clusters:
         return np.arange(clusters)
     tree = linkage(centroids.astype(np.float64), "average")
-    return fcluster(tree, clusters, "maxclust").astype(np.int64) - 1
+    return cut_tree(tree, clusters)[:, 0].astype(np.int64)

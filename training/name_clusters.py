@@ -11,8 +11,10 @@ or a person does, from a sheet of examples, in a YAML file::
     --names DIR/names.yaml --out Y.onnx
 
 The names file has a name by cluster, and colours by name where others than the sheet's are wanted.
-Clusters of one name become one class, those without a name are left unlabelled::
+Clusters of one name become one class, those without a name are left unlabelled. Where the file says
+whose clusters they are, as the sheet's does, it names those of that model only::
 
+    model: NAME SHA256
     clusters: {0: road, 1: road, 2: car, 3: }
     colours: {road: [128, 64, 128]}
 """
@@ -31,7 +33,6 @@ import numpy as np
 import onnx
 import yaml
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
 from ctxseg_ros.machine import commit
 from ctxseg_ros.model_file import ClassInfo, ModelFileError, ModelInfo, parse_size
@@ -39,14 +40,22 @@ from ctxseg_ros.pipeline import FrameSegmenter
 from ctxseg_ros.prediction import UNLABELLED
 from ctxseg_ros.runtimes import RuntimeUnavailable, open_runtime
 from ctxseg_ros.store import load
-from training.cluster_sheet import NAMES_FILE, SHEET_FILE, NamingError, check_task, write_sheet
+from training.cluster_sheet import (
+    NAMES_FILE,
+    SHEET_FILE,
+    NamingError,
+    check_task,
+    identity,
+    write_sheet,
+)
+from training.commands import checked_name, shown_frames
 from training.data.files import DataError, progress
-from training.data.frames import open_frames
 from training.data.label_sets import LABEL_SETS, LabelSet
 from training.data.pairs import IGNORE, Pair, pair_files, read_label, read_pair
 from training.evaluate import count_pixels
 from training.export import write_checked
-from training.matching import NONE, match_clusters, matched_confusion
+from training.matching import NONE, match_clusters
+from training.named_graph import cluster_logits, sum_by_class
 from training.pictures import cluster_colours
 from training.scores import Scores
 
@@ -55,8 +64,8 @@ from training.scores import Scores
 class Naming:
     """Classes, and the way to them.
 
-    ``table``: uint8 [256], a class id by cluster id; UNLABELLED for what has no name. ``by``: who
-    named the clusters, and what is known of that.
+    ``table``: uint8 [K], the class id of each cluster; UNLABELLED for one without a name. ``by``:
+    who named the clusters, and what is known of that.
     """
 
     classes: tuple[ClassInfo, ...]
@@ -67,74 +76,87 @@ class Naming:
 # By labels
 
 
-def name_by_labels(
-    info: ModelInfo,
-    pairs: Sequence[Pair],
-    ignore: int | None = None,
-    label_set: LabelSet | None = None,
-    size: tuple[int, int] | None = None,
-    device: str = "auto",
-) -> Naming:
+@dataclass(frozen=True)
+class Truth:
+    """Frames with labels, and how a model is to see them.
+
+    ``ignore``: id of the labels that is no class; 255 never is one. ``label_set``: whose names,
+    colours and ids the labels have; None: the classes are called by their numbers. ``size``:
+    (height, width) of the model's input; None: the size that it is meant for. ``device``: see
+    ``ctxseg_ros.runtimes.open_runtime``.
+    """
+
+    pairs: Sequence[Pair]
+    ignore: int | None = None
+    label_set: LabelSet | None = None
+    size: tuple[int, int] | None = None
+    device: str = "auto"
+
+    def count(self, info: ModelInfo) -> NDArray[np.int64]:
+        """Pixels by [class, label that the model gives], see ``training.evaluate.count_pixels``.
+
+        Raises:
+            DataError: frames or labels cannot be used.
+        """
+        classes, ids = len(self.label_set.classes) if self.label_set else IGNORE, len(info.classes)
+        pixels = np.zeros((classes, ids + 1), np.int64)
+        runtime = open_runtime(info, self.size, self.device)
+        try:
+            segmenter = FrameSegmenter(runtime)
+            for pair in progress(self.pairs, info.name, len(self.pairs)):
+                image, truth, _ = read_pair(pair, self._read)
+                labels = segmenter.segment(image).labels
+                assert labels is not None
+                pixels += count_pixels(truth, labels, classes, ids)
+        finally:
+            runtime.close()
+        return pixels
+
+    def _read(self, path: Path) -> NDArray[np.uint8]:
+        if self.label_set is None:
+            return read_label(path, IGNORE, self.ignore)
+        label = self.label_set.read(path)
+        ignored = () if self.ignore is None else (self.ignore,)
+        return np.where(np.isin(label, ignored), np.uint8(IGNORE), label)
+
+
+def name_by_labels(info: ModelInfo, truth: Truth) -> Naming:
     """Name each cluster by the class that holds most of its pixels in labelled frames.
 
     The classes keep the ids that they have in the labels, so that labels of the same kind score
     the named model.
 
     Args:
-        info: a clusters model. pairs: frames and their labels.
-        ignore: id of the labels that is no class. 255 never is one.
-        label_set: whose names, colours and ids the labels have; None: the classes are called by
-            their numbers.
-        size: (height, width) of the model's input; None: the size that it is meant for.
-        device: see ``ctxseg_ros.runtimes.open_runtime``.
+        info: a clusters model.
 
     Raises:
         NamingError: no labelled pixel is in any cluster.
         DataError: frames or labels cannot be used.
     """
     check_task(info)
-
-    def read(path: Path) -> NDArray[np.uint8]:
-        label = label_set.read(path) if label_set else read_label(path, IGNORE, ignore)
-        return label if ignore is None else np.where(label == ignore, np.uint8(IGNORE), label)
-
-    count = len(label_set.classes) if label_set else IGNORE
-    pixels = np.zeros((count, len(info.classes) + 1), np.int64)
-    runtime = open_runtime(info, size, device)
-    try:
-        segmenter = FrameSegmenter(runtime)
-        for pair in progress(pairs, info.name, len(pairs)):
-            image, truth, _ = read_pair(pair, read)
-            labels = segmenter.segment(image).labels
-            assert labels is not None
-            pixels += count_pixels(truth, labels, count, len(info.classes))
-    finally:
-        runtime.close()
-    if not pixels[:, :-1].any():
+    pixels = truth.count(info)[:, :-1]
+    if not pixels.any():
         raise NamingError(
             "the labels never meet a cluster: all of their pixels are ignored; check --ignore and "
             "--labels"
         )
-    if label_set is None:
-        pixels = pixels[: np.flatnonzero(pixels.any(1))[-1] + 1]
-        colours = cluster_colours(len(pixels)).tolist()
+    by: dict[str, Any] = {"labels": "without names", "images": len(truth.pairs)}
+    if truth.label_set is None:
+        colours = cluster_colours(int(np.flatnonzero(pixels.any(1))[-1]) + 1).tolist()
         classes = [(f"class {i}", tuple(c)) for i, c in enumerate(colours)]
     else:
-        classes = list(label_set.classes)
-    matching = match_clusters(pixels[:, :-1], "majority")
-    table = np.full(256, UNLABELLED, np.uint8)
-    table[: len(matching)] = np.where(matching == NONE, UNLABELLED, matching)
-    scores = Scores(matched_confusion(pixels, matching))
-    by = {
-        "labels": label_set.name if label_set else "without names",
-        "images": len(pairs),
-        "miou": round(scores.miou, 6),
-        "pixel_accuracy": round(scores.pixel_accuracy, 6),
-    }
-    if label_set:
-        by["terms"] = label_set.terms
+        classes = list(truth.label_set.classes)
+        by |= {"labels": truth.label_set.name, "terms": truth.label_set.terms}
+    matching = match_clusters(pixels, "majority")
+    table = np.where(matching == NONE, UNLABELLED, matching).astype(np.uint8)
     infos = tuple(ClassInfo(i, name, colour) for i, (name, colour) in enumerate(classes))
     return Naming(infos, table, by)
+
+
+def scores(info: ModelInfo, truth: Truth) -> dict[str, float]:
+    """What a named model scores on the frames that named it: ``miou`` and ``pixel_accuracy``."""
+    found = Scores(truth.count(info)[: len(info.classes)])
+    return {"miou": round(found.miou, 6), "pixel_accuracy": round(found.pixel_accuracy, 6)}
 
 
 # By a person
@@ -148,7 +170,7 @@ def read_names(path: Path, info: ModelInfo) -> Naming:
     """
     check_task(info)
     try:
-        content = yaml.safe_load(path.read_bytes())
+        content = yaml.load(path.read_bytes(), _Loader)
     except OSError as error:
         raise NamingError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # PyYAML lets several unrelated types through
@@ -160,14 +182,34 @@ def read_names(path: Path, info: ModelInfo) -> Naming:
         raise NamingError(f"{path}: {error}") from error
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML lets the last of equal keys win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        found = super().construct_mapping(node, deep)
+        if len(found) < len(node.value):
+            keys = [self.construct_object(key) for key, _ in node.value]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"the key {reprlib.repr(twice)} is there more than once")
+        return found
+
+
 def _naming(content: Any, info: ModelInfo, file: str) -> Naming:
     if not isinstance(content, dict) or not isinstance(content.get("clusters"), dict):
         raise NamingError("there is no mapping 'clusters', a name by cluster")
-    if unknown := content.keys() - {"clusters", "colours"}:
-        raise NamingError(f"unknown key {unknown.pop()!r}; the keys are clusters and colours")
+    if unknown := content.keys() - {"model", "clusters", "colours"}:
+        raise NamingError(
+            f"unknown key {unknown.pop()!r}; the keys are model, clusters and colours"
+        )
+    model = content.get("model", identity(info))
+    if model != identity(info):
+        raise NamingError(
+            f"these are names for {' '.join(str(model).split())}, not for {identity(info)}: give "
+            "that --model, or write a new --sheet and name its clusters"
+        )
     names = _cluster_names(content["clusters"], info)
     colours = _colours(content.get("colours") or {}, set(names.values()))
-    table = np.full(256, UNLABELLED, np.uint8)
+    table = np.full(len(info.classes), UNLABELLED, np.uint8)
     classes: list[ClassInfo] = []
     ids: dict[str, int] = {}
     for cluster, name in sorted(names.items()):
@@ -222,21 +264,30 @@ def _colours(listed: Any, names: set[str]) -> dict[str, tuple[int, int, int]]:
 # The model file
 
 
-def write_named(info: ModelInfo, naming: Naming, out: Path, name: str) -> None:
-    """Write the semantic model file: the clusters model with a lookup behind its labels.
+def write_named(
+    info: ModelInfo, naming: Naming, out: Path, name: str, truth: Truth | None = None
+) -> dict[str, Any]:
+    """Write the semantic model file: the clusters model, its clusters summed up to classes.
+
+    Args:
+        truth: to score the file on; None leaves the scores out.
+
+    Returns:
+        ``ctxseg.source`` as written.
 
     Raises:
         ModelFileError: the name, or a class, is none that a model file can have.
+        NamingError: see ``training.named_graph.cluster_logits``.
     """
     model = onnx.load(info.path)
-    add_lookup(model, naming.table)
+    sum_by_class(model, naming.table)
     kept = {key: value for key, value in info.source.items() if key != "scores"}
-    source = {**kept, "named": {"model": info.name, **naming.by, "commit": commit()}}
-    write_checked(
+    named = {"model": info.name, **naming.by, "commit": commit()}
+    return write_checked(
         model,
         out,
-        source,
-        lambda draft: {},
+        {**kept, "named": named},
+        lambda draft: {"named": {**named, **scores(draft, truth)}} if truth else {},
         name=name,
         task="semantic",
         classes=naming.classes,
@@ -245,48 +296,8 @@ def write_named(info: ModelInfo, naming: Naming, out: Path, name: str) -> None:
     )
 
 
-def add_lookup(model: onnx.ModelProto, table: NDArray[np.uint8]) -> None:
-    """Put a model's labels through ``table``, and make confidence 0 where it says UNLABELLED.
-
-    Both happen before the Casts to bytes that end the graph: TensorRT takes a byte into and out of
-    a graph, but nothing inside of one looks at it. Changes ``model`` in place.
-
-    Args:
-        table: uint8 [256], a class id by cluster id.
-    """
-    graph = model.graph
-    clusters = _before_bytes(graph, "labels", TensorProto.INT64)
-    confidence = _before_bytes(graph, "confidence", TensorProto.FLOAT)
-    constants = {
-        "naming.table": table.astype(np.int64),
-        "naming.known": (table != UNLABELLED).astype(np.float32),
-    }
-    graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in constants.items())
-    graph.node.extend(
-        [
-            helper.make_node("Gather", ["naming.table", clusters], ["naming.ids"]),
-            helper.make_node("Cast", ["naming.ids"], ["labels"], to=TensorProto.UINT8),
-            helper.make_node("Gather", ["naming.known", clusters], ["naming.counts"]),
-            helper.make_node("Mul", [confidence, "naming.counts"], ["naming.product"]),
-            helper.make_node("Cast", ["naming.product"], ["confidence"], to=TensorProto.UINT8),
-        ]
-    )
-
-
-def _before_bytes(graph: onnx.GraphProto, output: str, kind: int) -> str:
-    """Take an output of bytes away; the name of the tensor that has its values as ``kind``."""
-    (producer,) = (node for node in graph.node if output in node.output)
-    if producer.op_type != "Cast":
-        producer.output[list(producer.output).index(output)] = f"naming.{output}.bytes"
-        producer = graph.node.add()
-        producer.CopyFrom(helper.make_node("Cast", [f"naming.{output}.bytes"], [output], to=kind))
-    producer.output[0] = f"naming.{output}"
-    producer.attribute[0].i = kind
-    return producer.output[0]
-
-
-def report(info: ModelInfo, naming: Naming) -> None:
-    """Print which clusters became which class."""
+def report(info: ModelInfo, naming: Naming, named: dict[str, Any]) -> None:
+    """Print which clusters became which class, and what the model scores where that is known."""
     members: dict[int, list[str]] = {}
     for cluster in info.classes:
         members.setdefault(int(naming.table[cluster.id]), []).append(str(cluster.id))
@@ -294,9 +305,8 @@ def report(info: ModelInfo, naming: Naming) -> None:
         print(f"  {item.name}: {' '.join(members.get(item.id, ['none']))}")
     if left := members.get(UNLABELLED):
         print(f"  unlabelled: {' '.join(left)}")
-    if "miou" in naming.by:
-        by = naming.by
-        print(f"there: mIoU {by['miou']:.4f}, pixel accuracy {by['pixel_accuracy']:.4f}")
+    if "miou" in named:
+        print(f"there: mIoU {named['miou']:.4f}, pixel accuracy {named['pixel_accuracy']:.4f}")
 
 
 def main() -> int:
@@ -312,6 +322,8 @@ def main() -> int:
     how.add_argument("--labels", type=Path, help="label files of the images, to name clusters by")
     how.add_argument("--sheet", type=Path, metavar="DIR", help="for examples of the clusters")
     how.add_argument("--names", type=Path, metavar="YAML", help="names file, filled in")
+    parser.add_argument("--topic", help="of the images in bags, for --sheet")
+    parser.add_argument("--stride", type=int, default=1, help="take every n-th frame, for --sheet")
     parser.add_argument("--ignore", type=int, metavar="ID", help="id of the labels to leave out")
     parser.add_argument("--classes", choices=LABEL_SETS, help="whose ids the labels have")
     parser.add_argument("--out", type=Path, help="the .onnx file to write")
@@ -341,23 +353,26 @@ def main() -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
+    name = "" if args.sheet else checked_name(args.out, args.name)
     info = load(args.model)
+    check_task(info)
+    cluster_logits(onnx.load(info.path))  # before any work
     if args.sheet:
-        check_task(info)
-        write_sheet(info, open_frames(args.images), args.sheet, args.size, args.device)
+        frames = shown_frames(args.images, args.topic, args.stride)
+        write_sheet(info, frames, args.sheet, args.size, args.device)
         print(f"{args.sheet / SHEET_FILE}: fill {args.sheet / NAMES_FILE} in, for --names")
         return
-    if not args.out.absolute().parent.is_dir():
-        raise NamingError(f"{args.out}: its folder does not exist")
+    truth = None
     if args.names:
         naming = read_names(args.names, info)
     else:
-        pairs = pair_files(args.images, args.labels)
         label_set = LABEL_SETS[args.classes] if args.classes else None
-        naming = name_by_labels(info, pairs, args.ignore, label_set, args.size, args.device)
-    write_named(info, naming, args.out, args.name or args.out.stem)
+        pairs = pair_files(args.images, args.labels)
+        truth = Truth(pairs, args.ignore, label_set, args.size, args.device)
+        naming = name_by_labels(info, truth)
+    source = write_named(info, naming, args.out, name, truth)
     print(f"{args.out}: {len(naming.classes)} classes from {len(info.classes)} clusters")
-    report(info, naming)
+    report(info, naming, source["named"])
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import torch
 from ctxseg_ros.model_file import read_model_info
 from ctxseg_ros.runtimes import open_runtime
 from tests.training.conftest import SMALL_VIT
+from tests.training.test_data_frames import raw, write_bag
 from training import cluster as command
 from training.clustering import (
     assign,
@@ -148,6 +149,12 @@ def test_merging_joins_by_average_distance(rng):
     assert merge(centroids, 30).tolist() == list(range(30))
 
 
+@pytest.mark.parametrize("clusters", [2, 3, 7])
+def test_merging_ends_at_as_many_clusters_where_distances_are_equal(clusters):
+    groups = merge(np.eye(8, dtype=np.float32), clusters)
+    assert sorted(set(groups.tolist())) == list(range(clusters))
+
+
 # All of it
 
 
@@ -170,6 +177,8 @@ def test_lengths_do_not_count_and_the_seed_decides(rng):
 
 
 def test_what_cannot_be_clustered_is_refused(rng):
+    with pytest.raises(ValueError, match="all patches are alike"):
+        cluster(np.ones((500, 8)), 3)
     with pytest.raises(ValueError, match=r"2 different patches only, for 3 clusters"):
         cluster(np.repeat(np.eye(2, 5, dtype=np.float32), 40, axis=0), 3)
     vectors, _ = blobs(rng, (20, 20))
@@ -223,6 +232,26 @@ def run(monkeypatch) -> Callable[..., int]:
     return call
 
 
+def slow_temperature(encoder, frames, clustering) -> float:
+    """The temperature that best foretells, from a patch, its cluster in the mirrored frame."""
+    cosines, labels = [], []
+    for frame in frames:
+        seen, mirrored = (
+            clustering.cosines(command.embeddings(encoder, np.ascontiguousarray(picture)))
+            for picture in (frame, frame[:, ::-1])
+        )
+        for row in range(seen.shape[0]):
+            for column in range(seen.shape[1]):
+                cosines.append(seen[row, column].astype(np.float64))
+                labels.append(int(mirrored[row, seen.shape[1] - 1 - column].argmax()))
+
+    def surprise(temperature: float) -> float:
+        powers = np.exp(np.array(cosines) / temperature)
+        return -np.log(powers[range(len(labels)), labels] / powers.sum(1)).sum()
+
+    return min(np.geomspace(0.01, 1, 1000), key=surprise)
+
+
 def test_a_folder_becomes_a_clusters_model(run, weights, source, street_frames, tmp_path, capsys):
     out = tmp_path / "small.onnx"
     options = ("--arch", SMALL_VIT, "--size", "96x160", "--k", 6, "--terms", "free")
@@ -249,8 +278,11 @@ def test_a_folder_becomes_a_clusters_model(run, weights, source, street_frames, 
 
     # At another size, labels are those of the network and the clustering, which the seed repeats.
     origin = command.open_encoder(str(weights), SMALL_VIT)
-    frames = command.open_frames(source)
-    found = cluster(command.sample_patches(origin.encoder, frames, (96, 160), 0), 6, 0)
+    frames = command.shown_frames(source)
+    found = cluster(command.sample_patches(origin.encoder, frames, (96, 160), 6, 0), 6, 0)
+    pictures = [cv2.resize(f, (160, 96), interpolation=cv2.INTER_AREA) for f in street_frames]
+    slow = slow_temperature(origin.encoder, pictures, found)
+    assert facts["clustering"]["temperature"] == pytest.approx(slow, rel=0.01)
     runtime = open_runtime(info, (128, 272), "cpu")
     for frame in street_frames[:2]:
         frame = cv2.resize(frame, (272, 128), interpolation=cv2.INTER_AREA)
@@ -266,6 +298,72 @@ def test_a_folder_becomes_a_clusters_model(run, weights, source, street_frames, 
         wanted = 255 / shares.sum(-1)
         assert np.abs(said.confidence - wanted).mean() < 1
     runtime.close()
+
+
+@pytest.fixture
+def counted_encoder(weights, monkeypatch):
+    """An encoder that tells patches apart only, and the list of the frames that it saw."""
+    encoder, seen = command.open_encoder(str(weights), SMALL_VIT).encoder, []
+
+    def embeddings(encoder, frame):
+        seen.append(frame)
+        height, width = (side // encoder.patch for side in frame.shape[:2])
+        # Which frame, and which patch of it.
+        planes = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+        return np.dstack([np.full((height, width), len(seen)), *planes])
+
+    monkeypatch.setattr(command, "embeddings", embeddings)
+    return encoder, seen
+
+
+@pytest.mark.parametrize(
+    ("per_frame", "most", "most_frames", "clusters", "frames", "each"),
+    [
+        (7, 1000, 1000, 2, 6, 7),  # as many of each frame
+        (50, 100, 1000, 2, 6, 16),  # no more in all
+        (50, 100, 3, 2, 3, 33),  # of no more frames
+        (7, 1000, 1000, 10, 6, 34),  # more where clusters need it: 20 each, 200 of 6 frames
+        (7, 1000, 1000, 255, 6, 60),  # all that there are
+    ],
+)
+def test_patches_are_sampled_evenly_within_limits(
+    counted_encoder, source, monkeypatch, per_frame, most, most_frames, clusters, frames, each
+):
+    encoder, seen = counted_encoder
+    monkeypatch.setattr(command, "PER_FRAME", per_frame)
+    monkeypatch.setattr(command, "MOST_PATCHES", most)
+    monkeypatch.setattr(command, "MOST_FRAMES", most_frames)
+    found = command.sample_patches(encoder, command.shown_frames(source), (96, 160), clusters, 0)
+    assert len(seen) == frames and len(found) == frames * each
+    assert len(np.unique(found, axis=0)) == len(found)  # no patch twice
+    assert np.unique(found[:, 0], return_counts=True)[1].tolist() == [each] * frames
+
+
+def test_of_many_frames_some_are_used_from_the_first_to_the_last(
+    counted_encoder, source, street_frames, monkeypatch
+):
+    encoder, seen = counted_encoder
+    monkeypatch.setattr(command, "MOST_FRAMES", 3)
+    command.sample_patches(encoder, command.shown_frames(source), (272, 640), 2, 0)
+    for frame, i in zip(seen, (0, 2, 5), strict=True):
+        np.testing.assert_array_equal(frame, street_frames[i])
+
+
+def test_the_frames_that_were_used_are_counted_and_broken_messages_are_told(
+    run, weights, street_frames, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(command, "MOST_FRAMES", 1)
+    broken = raw(street_frames[0])
+    broken.height += 1
+    bag = write_bag(tmp_path / "bag", {"/camera": [*map(raw, street_frames[:2]), broken]})
+    out = tmp_path / "many.onnx"
+    options = ("--arch", SMALL_VIT, "--size", "96x160", "--k", 3)
+    assert run(weights, "--source", bag, "--out", out, *options) == 0
+    said = capsys.readouterr()
+    assert "left out, cannot be read: 1 message, such as " in said.err
+    assert "1 frame, 60 patches" in said.out
+    facts = read_model_info(out).source
+    assert facts["clustering"]["frames"] == 1 and facts["data"].startswith("1 frame of ")
 
 
 @pytest.mark.parametrize("kind", [DistilledSystem, DinoSystem])
@@ -311,6 +409,12 @@ def test_bad_input_is_one_line_and_writes_nothing(run, weights, source, tmp_path
         ({"--k": 1}, "--k 1: clusters must be 2 to 255"),
         ({"--k": 256}, "--k 256: clusters must be 2 to 255"),
         ({"--k": 49}, "--k 49: there are 48 patches only, in 6 frames at 32x64"),
+        (
+            {"--source": source / "0.png", "--k": 9},
+            "there are 8 patches only, in 1 frame at 32x64",
+        ),
+        ({"--out": tmp_path / "x"}, "a model file ends in .onnx"),
+        ({"--out": tmp_path / "x y.onnx"}, "cannot be called 'x y': give --name"),
         ({"--source": empty}, "empty: no images, videos or bags in it"),
         ({"--source": tmp_path / "none"}, "none: no such file or folder"),
         (
@@ -330,7 +434,7 @@ def test_bad_input_is_one_line_and_writes_nothing(run, weights, source, tmp_path
 
 
 def test_frames_smaller_than_a_patch_are_named(source):
-    frames = command.open_frames(source)
+    frames = command.shown_frames(source)
     command.check_sizes(frames, 272)
-    with pytest.raises(command.DataError, match=r"6 frames are smaller .*/0\.png \(640x272\)"):
+    with pytest.raises(command.DataError, match=r"6 frames smaller .*/0\.png \(640x272\)"):
         command.check_sizes(frames, 273)

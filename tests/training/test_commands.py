@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What commands share."""
+
+import pytest
+
+from ctxseg_ros.model_file import ModelFileError
+from training.commands import checked_name, evenly
+
+
+def test_a_model_is_called_as_its_file_unless_a_name_is_given(tmp_path):
+    assert checked_name(tmp_path / "night-2.b.onnx", None) == "night-2.b"
+    assert checked_name(tmp_path / "night 2.onnx", "night_2") == "night_2"
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "said"),
+    [
+        ("one", None, r"one: a model file ends in \.onnx; give --out .*one\.onnx"),
+        ("no/one.onnx", None, r"no/one\.onnx: its folder does not exist"),
+        ("my clusters.onnx", None, "cannot be called 'my clusters': give --name"),
+        ("one.onnx", "\u00fcber", "cannot be called '\u00fcber': give --name"),
+    ],
+)
+def test_files_and_names_that_no_model_can_have(tmp_path, file, name, said):
+    with pytest.raises(ModelFileError, match=said):
+        checked_name(tmp_path / file, name)
+
+
+def test_indices_are_spread_from_the_first_to_the_last():
+    assert evenly(3, 5) == [0, 1, 2] and evenly(1, 5) == [0]
+    assert evenly(101, 5) == [0, 25, 50, 75, 100]

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What commands share: frames come in, and a model file goes out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from ctxseg_ros.model_file import ModelFileError, write_metadata
+from training.data.frames import FrameList, Source, open_frames
+
+
+def checked_name(out: Path, name: str | None) -> str:
+    """The name of the model that is to be written to ``out``: ``name``, or the stem of ``out``.
+
+    Raises:
+        ModelFileError: no model file can be there, or have that name.
+    """
+    if out.suffix != ".onnx":
+        raise ModelFileError(f"{out}: a model file ends in .onnx; give --out {out}.onnx")
+    if not out.absolute().parent.is_dir():
+        raise ModelFileError(f"{out}: its folder does not exist")
+    name = name or out.stem
+    try:  # write_metadata knows which names there can be; all else of this is right
+        write_metadata(
+            onnx.ModelProto(),
+            name=name,
+            task="attention",
+            classes=[],
+            stride=1,
+            size=(1, 1),
+            source={},
+        )
+    except ModelFileError as error:
+        raise ModelFileError(
+            f"a model cannot be called {name!r}: give --name, a letter or digit and then letters, "
+            "digits, '_', '-' and '.'"
+        ) from error
+    return name
+
+
+def shown_frames(source: Source, topic: str | None = None, stride: int = 1) -> FrameList:
+    """``training.data.frames.open_frames``, and a line on stderr about what was left out."""
+    frames = open_frames(source, topic, stride)
+    if lost := frames.left_out:
+        print(
+            f"left out, cannot be read: {counted(len(lost), 'message')}, such as {lost[0]}",
+            file=sys.stderr,
+        )
+    return frames
+
+
+def evenly(items: int, most: int) -> list[int]:
+    """Indices of at most ``most`` of a number of items, evenly from the first to the last."""
+    return np.linspace(0, items - 1, min(most, items)).round().astype(int).tolist()
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things in words: "1 frame", "2 frames"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
