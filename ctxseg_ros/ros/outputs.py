@@ -26,8 +26,8 @@ from ctxseg_ros.ros.stream import Frame
 IMAGES = {
     "labels": "class ids (mono8) at the camera's size; 255 = unlabelled",
     "confidence": "255 x probability of that class (mono8)",
-    "attention": "attention models: enlarged smoothly; 255 stands for the most attended patch (mono8)",
-    "attention_mask": "attention models: 255 on the fewest patches that hold `attention_mass` (mono8)",
+    "attention": "attention models: 255 is the most attended patch's; enlarged smoothly (mono8)",
+    "attention_mask": "attention models: 255 on the fewest patches with `attention_mass` (mono8)",
     "color": "class colours, or the attention as heat (rgb8)",
     "overlay": "the same over the camera's frame, with a legend (rgb8)",
 }
