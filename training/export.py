@@ -30,6 +30,7 @@ from ctxseg_ros.model_file import ModelFileError, ModelInfo, read_model_info, wr
 from ctxseg_ros.prediction import Prediction
 from ctxseg_ros.runtimes import RuntimeUnavailable, open_runtime
 from ctxseg_ros.runtimes.open_vino import OpenVinoRuntime, capabilities
+from training.commands import checked_name
 from training.data.files import DataError
 from training.data.frames import open_frames
 from training.data.pairs import pair_files
@@ -416,12 +417,11 @@ def main() -> int:
     parser.add_argument("--terms", metavar="TEXT", help="of that data (default: as the run says)")
     args = parser.parse_args()
     try:
-        if not args.out.absolute().parent.is_dir():
-            raise ExportError(f"{args.out}: its folder does not exist")
+        name = checked_name(args.out, args.name)
         source = export(
             args.checkpoint,
             args.out,
-            args.name or args.out.stem,
+            name,
             args.frames,
             args.labels,
             args.ignore,

@@ -22,6 +22,7 @@ from ctxseg_ros.machine import commit
 from ctxseg_ros.model_file import ModelInfo, parse_size
 from ctxseg_ros.runtimes import RuntimeUnavailable
 from ctxseg_ros.runtimes.base import pattern_image
+from training.commands import checked_name
 from training.export import (
     ExportError,
     bf16_agreement,
@@ -237,12 +238,11 @@ def main() -> int:
     args = parser.parse_args()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
-        if not args.out.absolute().parent.is_dir():
-            raise ExportError(f"{args.out}: its folder does not exist")
+        name = checked_name(args.out, args.name)
         source = export_attention(
             args.weights,
             args.out,
-            args.name or args.out.stem,
+            name,
             args.arch,
             args.size,
             args.frames,
