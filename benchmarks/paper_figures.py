@@ -570,7 +570,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--unet", default="unet", help="a name of `ctxseg models` or a file")
     parser.add_argument("--wnet", default="wnet", help="likewise")
-    parser.add_argument("--dino", help="likewise, of task attention (default: without figure 7)")
+    parser.add_argument("--dino", default="dino_tiny", help="likewise, of task attention")
     parser.add_argument(
         "--checkpoint", type=Path, help="that --wnet was exported from: it holds the decoder"
     )
@@ -600,22 +600,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _find(args: argparse.Namespace) -> dict[str, Any]:
-    unet, wnet = load(args.unet), load(args.wnet)
-    models = {"unet": unet, "wnet": wnet}
-    dino = load(args.dino) if args.dino else None
-    if dino is not None:
-        models["dino"] = dino
-        if dino.task != "attention":
-            raise DataError(
-                f"--dino {args.dino}: of task {dino.task}; give a model of task attention"
-            )
+    unet, wnet, dino = load(args.unet), load(args.wnet), load(args.dino)
+    models = {"unet": unet, "wnet": wnet, "dino": dino}
+    if dino.task != "attention":
+        raise DataError(f"--dino {args.dino}: of task {dino.task}; give a model of task attention")
     objects = read_objects(args.objects)
     decoder = None
     if args.checkpoint:
         pairs = spread(camvid_pairs(args.data / "camvid", "val"))
         decoder = Decoder(args.checkpoint, wnet, [read_image(pair.image) for pair in pairs])
     args.out.mkdir(parents=True, exist_ok=True)
-    heads = attention(args.data, dino, args.out) if dino is not None else {}
+    heads = attention(args.data, dino, args.out)
     natural, last = bsds(args.data, wnet, decoder, args.regions, args.out)
     driving, first = camvid(args.data, unet, wnet, decoder, args.out)
     return {
@@ -636,8 +631,6 @@ def main(arguments: Iterable[str] | None = None) -> int:
     if args.checkpoint is None:
         print("figure 3 and the reconstructions of figure 4 are left out: the model file has no")
         print("decoder. Give the W-Net's --checkpoint for them.")
-    if args.dino is None:
-        print("figure 7 is left out: give a model of attention as --dino.")
     if not args.objects:
         print("the table of objects is left out: give what `training.evaluate objects` wrote")
         print("as --objects.")

@@ -684,18 +684,6 @@ def test_the_input_of_figure_7_has_the_images_shape_on_34_x_60_patches_at_most(
     assert paper_figures.attention_size(info, shape) == size
 
 
-def test_without_a_model_of_attention_figure_7_is_left_out(
-    paper_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    at = paper_arguments.index("--dino")
-    words = [*paper_arguments[:at], *paper_arguments[at + 2 :], "--out", str(tmp_path)]
-    assert paper_figures.main(words) == 0
-    assert "figure 7 is left out" in capsys.readouterr().out
-    written = {path.name for path in tmp_path.iterdir()}
-    assert "paper_figure_4.png" in written and "paper_figure_7.png" not in written
-    assert "figure 7" not in (tmp_path / "paper_figures.md").read_text()
-
-
 def test_a_model_without_attention_is_refused(
     paper_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
