@@ -320,6 +320,10 @@ def test_runtimes_agree_on_shipped_models_and_real_frames(street_frames):
         for frame in street_frames[:3]:
             frame = cv2.resize(frame, info.size[::-1])
             one, two = (runtime.run(frame) for runtime in runtimes)
+            if info.task == "attention":
+                apart = np.abs(one.attention - two.attention).max((1, 2))
+                assert (apart < 0.01 * one.attention.max((1, 2))).all()
+                continue
             assert (one.labels == two.labels).mean() > 0.99
             assert np.abs(one.confidence.astype(int) - two.confidence).mean() < 2
 
