@@ -15,11 +15,13 @@ from ctxseg_ros.model_file import ClassInfo
 from training.data.files import DataError
 from training.data.unlabelled import NOTHING, Frames, UnlabelledBatch, and_now
 from training.graphs import AttentionGraph, sharpened
-from training.networks.encoder import Encoder, check_multiple, create_vit
+from training.losses.dino import entropy
+from training.networks.encoder import Encoder, create_vit
 from training.pictures import attention_sheet, log_picture
-from training.systems.labelled import decay_groups, finite, warmed_poly
+from training.systems.labelled import check_data_size, decay_groups, finite, warmed_poly
 
-#: Shares of attention are at least this in the loss, so that none has an infinite logarithm.
+#: Shares of attention are at least this in the loss, so that none has an infinite logarithm
+#: or derivative.
 _LEAST = 1e-8
 #: Powers that attention may be raised to, and how often the interval is halved in the search.
 _POWERS = (0.25, 4.0)
@@ -129,7 +131,7 @@ class DistilledSystem(L.LightningModule):
         p, q = with_mean(wanted), with_mean(found)
         losses = {
             "attention": jeffreys(p, q).mean(),
-            "entropy": (entropy(p) - entropy(q)).abs().mean(),
+            "entropy": (entropy(p) - entropy(q.clamp(min=_LEAST))).abs().mean(),
             "features": unlike,
         }
         return losses, found, wanted
@@ -153,10 +155,7 @@ class DistilledSystem(L.LightningModule):
                 f"a teacher teaches on frames without labels, not on {type(data).__name__}: set "
                 "--data training.data.unlabelled.Frames"
             )
-        try:
-            check_multiple(data.size, self.network.patch)
-        except ValueError as error:
-            raise DataError(f"--data.init_args.size: {error}") from error
+        check_data_size(data.size, self.network.patch)
         self.data = and_now(self.data, data.summary)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -208,11 +207,6 @@ def jeffreys(p: Tensor, q: Tensor) -> Tensor:
     """KL(p || q) + KL(q || p) = sum (p - q) log(p / q) of distributions [..., N], in nats [...]."""
     p, q = p.clamp(min=_LEAST), q.clamp(min=_LEAST)
     return ((p - q) * (p.log() - q.log())).sum(-1)
-
-
-def entropy(p: Tensor) -> Tensor:
-    """-sum p log p of distributions [..., N], in nats [...]."""
-    return -(p * p.clamp(min=_LEAST).log()).sum(-1)
 
 
 def matching_powers(found: Tensor, wanted: Tensor) -> Tensor:

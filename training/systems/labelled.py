@@ -18,6 +18,7 @@ from training.data.label_sets import LABEL_SETS
 from training.data.module import Batch, LabelledFrames
 from training.data.pairs import IGNORE
 from training.losses.lovasz import lovasz_softmax
+from training.networks.encoder import check_multiple
 from training.scores import Scores
 
 
@@ -168,6 +169,14 @@ class LabelledSystem(L.LightningModule):
                 "lr_scheduler": {"scheduler": plateau, "monitor": "val/miou", "frequency": every},
             }
         return warmed_poly(optimizer, self.trainer, h.warmup)
+
+
+def check_data_size(size: tuple[int, int], patch: int) -> None:
+    """Raise DataError, naming the nearest that fits, unless patches divide ``size``."""
+    try:
+        check_multiple(size, patch)
+    except ValueError as error:
+        raise DataError(f"--data.init_args.size: {error}") from error
 
 
 def warmed_poly(

@@ -7,13 +7,12 @@ from typing import Any, Literal
 
 from torch import nn
 
-from training.data.files import DataError
 from training.graphs import SegmenterGraph
-from training.networks.encoder import Encoder, check_multiple
+from training.networks.encoder import Encoder
 from training.networks.linear_head import LinearHead
 from training.networks.mask_transformer import MaskTransformer
 from training.networks.segmenter import Segmenter
-from training.systems.labelled import LabelledSystem, decay_groups
+from training.systems.labelled import LabelledSystem, check_data_size, decay_groups
 
 
 class SegmenterSystem(LabelledSystem):
@@ -97,10 +96,7 @@ class SegmenterSystem(LabelledSystem):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        try:
-            check_multiple(data.size, self.network.encoder.patch)
-        except ValueError as error:
-            raise DataError(f"--data.init_args.size: {error}") from error
+        check_data_size(data.size, self.network.encoder.patch)
 
     def on_train_epoch_start(self) -> None:
         if self.hparams.frozen:  # no dropout either: Lightning has just put all into training mode
