@@ -181,3 +181,8 @@ def test_shipped_recipes_train(recipe, options, small_camvid, tmp_path):
         ]
     )
     assert "`max_steps=2` reached" in output
+
+
+def test_frames_that_patches_do_not_divide_are_refused(config, capfd):
+    assert main(config("run", data__init_args__size=[60, 96])) == 1
+    assert "--data.init_args.size: image size 60x96 is no multiple" in capfd.readouterr().err
