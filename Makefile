@@ -2,8 +2,13 @@
 #
 # make demo [SOURCE=file, folder or camera index] [MODEL=name or .onnx] [DEVICE=auto]
 #             a camera and the segmenter on this machine's ROS graph; results in demo_out/
-# make test   lint and every test
+# make test   lint and every test: builds, processes, trainings
+# make test-fast
+#             the tests that start no process and train nothing
+# make test-latest
+#             make test against the newest release of every dependency, in .venv-latest
 # make lint   ruff and mypy alone
+# make lock   resolve requirements.lock anew from setup.py
 # make bench  the shipped models on this machine, into benchmarks/results/bench.json
 # make soak [MINUTES=480]
 #             segment_node for so long: memory, descriptors and shared memory must stay flat
@@ -13,11 +18,14 @@
 
 PYTHON ?= python3
 VENV := .venv
+# Pins what is installed; LOCK= installs the newest releases instead.
+LOCK := requirements.lock
 MODEL ?= segmenter_tiny
 MINUTES ?= 480
 
 # With a ROS installation sourced, its rclpy and its NumPy are used: the environment sees the
-# system's packages, leaves the ROS wheels out and keeps the NumPy that its packages were built for.
+# system's packages and leaves the ROS wheels out. Its packages were built for its own NumPy, so uv
+# changes the pins that do not go with that NumPy, and keeps all others.
 ifdef ROS_DISTRO
   ROS := $(ROS_DISTRO)
   SEES_SYSTEM := true
@@ -29,9 +37,11 @@ else
 endif
 TEST_EXTRAS := $(DEMO_EXTRAS),train,test
 
-# An environment is installed when its stamp is newer than setup.py.
+# An environment is installed when its stamp is newer than setup.py and the lock.
 DEMO_READY := $(VENV)/demo-$(ROS).stamp
 TEST_READY := $(VENV)/test-$(ROS).stamp
+
+comma := ,
 
 # --use-pep517: Debian 12's pip would otherwise run `setup.py develop`, which follows setup.cfg and
 # puts `ctxseg` where `ros2 run` looks, not into the environment's bin.
@@ -46,12 +56,21 @@ define install
 	  $(PYTHON) -m venv $(if $(ROS_DISTRO),--system-site-packages) $(VENV)
 	@grep -q "include-system-site-packages = $(SEES_SYSTEM)" $(VENV)/pyvenv.cfg || \
 	  { echo "make: $(VENV) was made $(if $(ROS_DISTRO),without,with) ROS sourced. Make it anew: make clean"; exit 1; }
-	$(if $(ROS_DISTRO),$(PYTHON) -c 'import numpy; print("numpy==" + numpy.__version__)' > $(VENV)/constraints.txt)
-	$(VENV)/bin/pip install --use-pep517 $(if $(ROS_DISTRO),-c $(VENV)/constraints.txt) -e ".[$(1)]"
+	$(if $(LOCK),cp $(LOCK) $(VENV)/constraints.txt,: > $(VENV)/constraints.txt)
+	$(if $(ROS_DISTRO),$(call keep_numpy,$(1)))
+	$(VENV)/bin/pip install --use-pep517 -c $(VENV)/constraints.txt \
+	  $(if $(LOCK),,--upgrade --upgrade-strategy eager) -e ".[$(1)]"
 	@touch $@
 endef
 
-.PHONY: demo test lint bench soak clean
+define keep_numpy
+$(PYTHON) -c 'import numpy; print("numpy==" + numpy.__version__)' > $(VENV)/numpy.txt
+	$(VENV)/bin/pip install $(if $(LOCK),-c $(LOCK)) uv
+	$(VENV)/bin/uv pip compile -q --python $(VENV)/bin/python -c $(VENV)/numpy.txt \
+	  $(foreach extra,$(subst $(comma), ,$(1)),--extra $(extra)) setup.py -o $(VENV)/constraints.txt
+endef
+
+.PHONY: demo test test-fast test-latest lint lock bench soak clean
 
 demo: $(DEMO_READY)
 	$(VENV)/bin/python -m ctxseg_ros.ros.demo $(if $(SOURCE),--source "$(SOURCE)") \
@@ -60,10 +79,22 @@ demo: $(DEMO_READY)
 test: lint
 	$(VENV)/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
+test-fast: $(TEST_READY)
+	$(VENV)/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not slow"
+
+test-latest:
+	rm -f .venv-latest/*.stamp
+	$(MAKE) test VENV=.venv-latest LOCK=
+
 lint: $(TEST_READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# Universal: one file for every Python and platform; uv takes the newest releases that fit.
+lock: $(TEST_READY)
+	$(VENV)/bin/uv pip compile --universal --python-version 3.10 --upgrade --all-extras --no-annotate --quiet \
+	  --custom-compile-command "make lock" setup.py -o $(LOCK)
 
 bench: $(DEMO_READY)
 	mkdir -p benchmarks/results
@@ -74,11 +105,11 @@ soak: $(DEMO_READY)
 	$(VENV)/bin/python benchmarks/soak.py --minutes $(MINUTES)
 
 clean:
-	rm -rf $(VENV) build install log demo_out *.egg-info
+	rm -rf .venv .venv-latest build install log demo_out *.egg-info
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
-$(DEMO_READY): setup.py
+$(DEMO_READY): setup.py $(LOCK)
 	$(call install,$(DEMO_EXTRAS))
 
-$(TEST_READY): setup.py
+$(TEST_READY): setup.py $(LOCK)
 	$(call install,$(TEST_EXTRAS))

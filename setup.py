@@ -25,15 +25,13 @@ setup(
     # `training` is not installed: it is run from the checkout (`python -m training ...`), beside
     # its configs, and a robot has no use for it.
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
-    # The models are installed twice: as package data, where ctxseg_ros.store finds them however
-    # the package was installed, and under share/, where ROS tools look for a package's files.
+    # As package data ctxseg_ros.store finds the models however the package was installed.
     package_data={NAME: [f"models/{pattern}" for pattern in MODELS]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
         (f"share/{NAME}/launch", files("launch/*.py")),
         (f"share/{NAME}/config", files("config/*")),
-        (f"share/{NAME}/models", files(*(f"{NAME}/models/{pattern}" for pattern in MODELS))),
     ],
     zip_safe=False,
     entry_points={
@@ -95,6 +93,7 @@ setup(
         "test": [
             "pytest>=8.0",
             "pytest-xdist>=3.5",
+            "build>=1.2",
             "hypothesis>=6.100",
             "ruff>=0.9",
             "mypy>=1.11",
@@ -102,6 +101,8 @@ setup(
             "colcon-core>=0.17",
             "colcon-ros>=0.5",
             "onnxruntime>=1.20",
+            # `make lock`
+            "uv>=0.5",
         ],
     },
 )

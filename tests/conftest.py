@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures for every test."""
+"""Fixtures for every test, and a check that the tests leave their environment as it was."""
 
+import importlib.metadata
 import itertools
 import os
+import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,27 @@ from onnx import TensorProto, helper, numpy_helper
 from ctxseg_ros.model_file import ClassInfo, write_metadata
 
 ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = pytest.StashKey[set[str]]()
+
+
+def environment() -> set[str]:
+    """The packages and the commands of the environment that runs the tests."""
+    packages = {
+        f"{item.metadata['Name']} {item.version}" for item in importlib.metadata.distributions()
+    }
+    return packages | {path.name for path in Path(sysconfig.get_path("scripts")).iterdir()}
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.stash[ENVIRONMENT] = environment()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the run if a test installed or removed something."""
+    changed = session.config.stash[ENVIRONMENT] ^ environment()
+    if changed and not hasattr(session.config, "workerinput"):
+        print(f"\nThe tests changed their own environment: {', '.join(sorted(changed))}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="session")

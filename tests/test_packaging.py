@@ -4,16 +4,21 @@
 import ast
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from catkin_pkg.package import parse_package
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 EXECUTABLES = {"ctxseg", "segment_node", "camera_node"}
@@ -142,7 +147,6 @@ def build(
 def test_colcon_installs_what_ros_tools_look_for(build: Build) -> None:
     share = build.prefix / "share" / "ctxseg_ros"
     assert {name for name in SHARED_FILES if (share / name).is_file()} == SHARED_FILES
-    assert {path.name for path in (share / "models").iterdir()} >= MODEL_FILES
     marker = build.prefix / "share/ament_index/resource_index/packages/ctxseg_ros"
     assert marker.is_file()
     installed = build.prefix / "lib" / "ctxseg_ros"
@@ -166,41 +170,100 @@ def test_colcon_executable_runs_outside_the_environment(build: Build) -> None:
 
 
 @pytest.fixture(scope="module")
-def pip_prefix(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the prefix that `pip install .` filled from a copy of the checkout."""
-    folder = tmp_path_factory.mktemp("pip")
-    source = shutil.copytree(checkout, folder / "source")  # pip writes build/ beside setup.py
+def archives(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the sdist of the checkout, and the wheel that was built from that sdist."""
+    folder = tmp_path_factory.mktemp("archives")
+    # Writes build/ and *.egg-info beside setup.py: only a copy may be used.
+    source = shutil.copytree(checkout, folder / "source")
     run(
-        *(sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation"),
-        *("--no-index", "--disable-pip-version-check", "--prefix", folder / "prefix", source),
+        *(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", source),
         cwd=folder,
         env=bare_environment(folder),
     )
-    return folder / "prefix"
+    return folder / "dist"
 
 
-@pytest.fixture(scope="module")
-def site_packages(pip_prefix: Path) -> Path:
-    base = str(pip_prefix)
-    return Path(sysconfig.get_path("purelib", vars={"base": base, "platbase": base}))
+@dataclass(frozen=True)
+class Installation:
+    """A clean environment into which pip installed the package, and nothing else."""
+
+    folder: Path
+
+    @property
+    def scripts(self) -> Path:
+        return self.folder / "ctxseg_env" / "bin"
+
+    @property
+    def site_packages(self) -> Path:
+        (found,) = self.folder.glob("ctxseg_env/lib/python3*/site-packages")
+        return found
+
+    def call(self, *command: str | Path) -> str:
+        wide = {"COLUMNS": "200"}  # so that no table is cut
+        return run(*command, cwd=self.folder, env=bare_environment(self.folder) | wide)
 
 
-def test_pip_installs_models_and_commands(pip_prefix: Path, site_packages: Path) -> None:
-    models = site_packages / "ctxseg_ros" / "models"
-    assert {path.name for path in models.iterdir()} >= MODEL_FILES
-    assert {path.name for path in (pip_prefix / "bin").iterdir()} == EXECUTABLES
-    assert (site_packages / "ctxseg_ros" / "ros" / "segment_node.py").is_file()
-    assert (site_packages / "ctxseg_ros" / "runtimes" / "__init__.py").is_file()
+@pytest.fixture(scope="module", params=["pip install .", "wheel", "sdist"])
+def installation(
+    request: pytest.FixtureRequest,
+    checkout: Path,
+    archives: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Installation:
+    folder = tmp_path_factory.mktemp("pip")
+    if request.param == "pip install .":
+        what = shutil.copytree(checkout, folder / "source")
+    else:
+        (what,) = archives.glob("*.whl" if request.param == "wheel" else "*.tar.gz")
+    python = ros_machine_environment(folder)
+    run(
+        *(python, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", what),
+        cwd=folder,
+        env=bare_environment(folder),
+    )
+    return Installation(folder)
 
 
-def test_pip_installs_nothing_but_the_package(site_packages: Path) -> None:
-    names = {path.name for path in site_packages.iterdir()}
+def test_pip_installs_models_and_commands(installation: Installation) -> None:
+    package = installation.site_packages / "ctxseg_ros"
+    assert {path.name for path in (package / "models").iterdir()} >= MODEL_FILES
+    assert {path.name for path in installation.scripts.iterdir()} >= EXECUTABLES
+    share = installation.folder / "ctxseg_env" / "share" / "ctxseg_ros"
+    assert {name for name in SHARED_FILES if (share / name).is_file()} == SHARED_FILES
+
+
+def test_pip_installs_nothing_but_the_package(installation: Installation) -> None:
+    known = {"pip", "setuptools", "pkg_resources", "_distutils_hack", "distutils-precedence.pth"}
+    names = {path.name for path in installation.site_packages.iterdir()} - known - {"system.pth"}
     assert {name for name in names if not name.endswith(".dist-info")} == {"ctxseg_ros"}
 
 
-def test_manifests_agree(site_packages: Path) -> None:
+def test_installed_command_finds_the_installed_models(installation: Installation) -> None:
+    printed = installation.call(installation.scripts / "ctxseg", "models")
+    for model in (ROOT / "ctxseg_ros" / "models").glob("*.onnx"):
+        assert model.stem in printed
+    module = installation.call(
+        installation.scripts / "python", "-c", "import ctxseg_ros; print(ctxseg_ros.__file__)"
+    )
+    assert Path(module.strip()).is_relative_to(installation.site_packages)
+
+
+def test_archives_hold_each_model_once(archives: Path) -> None:
+    (wheel,) = archives.glob("*.whl")
+    (sdist,) = archives.glob("*.tar.gz")
+    with zipfile.ZipFile(wheel) as opened:
+        in_wheel = [Path(name).name for name in opened.namelist() if name.endswith(".onnx")]
+    with tarfile.open(sdist) as opened_sdist:
+        in_sdist = [Path(name).name for name in opened_sdist.getnames() if name.endswith(".onnx")]
+    models = sorted({path.name for path in (ROOT / "ctxseg_ros/models").glob("*.onnx")})
+    assert sorted(in_wheel) == sorted(in_sdist) == sorted([*models, "probe.onnx"])
+
+
+def test_manifests_agree(installation: Installation) -> None:
     manifest = parse_package(str(ROOT / "package.xml"))  # raises where the manifest is not valid
-    (distribution,) = importlib.metadata.distributions(path=[str(site_packages)])
+    (distribution,) = importlib.metadata.distributions(
+        name="ctxseg_ros", path=[str(installation.site_packages)]
+    )
     metadata = distribution.metadata
     assert metadata["Name"] == manifest.name == "ctxseg_ros"
     assert metadata["Version"] == manifest.version
@@ -208,6 +271,26 @@ def test_manifests_agree(site_packages: Path) -> None:
     assert manifest.get_build_type() == "ament_python"
     extras = set(metadata.get_all("Provides-Extra") or [])
     assert extras >= {"gpu", "cpu", "ros", "refine", "train", "view", "demo", "test"}
+
+
+def test_lock_pins_every_dependency() -> None:
+    """Every requirement of setup.py, extras included, has a pin for every supported Python."""
+    pins: dict[str, list[Requirement]] = {}
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        if line and not line.startswith("#"):
+            pin = Requirement(line)
+            pins.setdefault(canonicalize_name(pin.name), []).append(pin)
+    for text in importlib.metadata.requires("ctxseg_ros") or []:
+        requirement = Requirement(text)
+        for minor in range(10, 15):
+            environment = {"python_version": f"3.{minor}", "python_full_version": f"3.{minor}.0"}
+            (pin,) = [
+                item
+                for item in pins[canonicalize_name(requirement.name)]
+                if item.marker is None or item.marker.evaluate(environment)
+            ]
+            (version,) = [item.version for item in pin.specifier]
+            assert requirement.specifier.contains(version), (text, str(pin))
 
 
 def test_package_xml_names_every_import() -> None:
@@ -233,8 +316,8 @@ def test_package_xml_names_every_import() -> None:
 
 def make(target: str, folder: Path, *variables: str, ros: str | None = None) -> str:
     """Return what `make` prints in a copy of the Makefile, whatever its exit status."""
-    shutil.copy(ROOT / "Makefile", folder)
-    shutil.copy(ROOT / "setup.py", folder)
+    for name in ("Makefile", "setup.py", "requirements.lock"):
+        shutil.copy(ROOT / name, folder)
     env = bare_environment(folder) | ({"ROS_DISTRO": ros} if ros else {})
     done = subprocess.run(
         ["make", target, *variables],
@@ -245,7 +328,7 @@ def make(target: str, folder: Path, *variables: str, ros: str | None = None) -> 
         text=True,
         timeout=TIMEOUT_S,
     )
-    return done.stdout
+    return re.sub(r"[ \\]+\n?[ \t]+", " ", done.stdout)  # commands on one line, single spaces
 
 
 def test_make_demo_installs_ros_wheels_and_no_training(tmp_path: Path) -> None:
@@ -260,7 +343,18 @@ def test_make_demo_leaves_an_installed_ros_alone(tmp_path: Path) -> None:
     printed = make("demo", tmp_path, "--dry-run", ros="jazzy")
     assert '-e ".[cpu,demo]"' in printed
     assert "--system-site-packages" in printed
+    # The pins are resolved again around the NumPy that is there.
+    compiled = "-c .venv/numpy.txt --extra cpu --extra demo setup.py -o .venv/constraints.txt"
+    assert compiled in printed
     assert "-c .venv/constraints.txt" in printed
+
+
+@pytest.mark.parametrize(("target", "pins"), [("test", True), ("test-latest", False)])
+def test_make_pins_unless_the_newest_is_asked_for(tmp_path: Path, target: str, pins: bool) -> None:
+    printed = make(target, tmp_path, "--dry-run")
+    assert ("cp requirements.lock" in printed) == pins
+    assert ("--upgrade-strategy eager" in printed) != pins
+    assert ("-m venv .venv-latest" in printed) != pins
 
 
 @pytest.mark.parametrize(
