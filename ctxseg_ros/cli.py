@@ -2,7 +2,6 @@
 """The `ctxseg` command."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,20 +12,16 @@ from rich.console import Console
 from rich.table import Table
 
 from ctxseg_ros import bench, machine, store
+from ctxseg_ros.command import run_command
 from ctxseg_ros.model_file import ModelFileError, ModelInfo, format_size, parse_size
+from ctxseg_ros.output_files import check_writable, write_json
 from ctxseg_ros.runtimes import DEVICES, RuntimeUnavailable, devices
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0, 1 if a measurement failed, 2 for bad input."""
+    """Run the command; returns its exit code (`ctxseg_ros.command`)."""
     options = _parser().parse_args(arguments)
-    try:
-        return options.command(options)
-    except (ValueError, OSError, RuntimeUnavailable) as error:
-        print(f"ctxseg: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return run_command("ctxseg", lambda: options.command(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -95,8 +90,8 @@ def _bench(options: argparse.Namespace) -> int:
     names = options.models or store.model_names()
     if not names:
         raise ValueError("no models are shipped: give a path to an .onnx")
-    if options.json and not options.json.absolute().parent.is_dir():
-        raise ValueError(f"{options.json}: its folder does not exist")
+    if options.json:
+        check_writable(options.json)
     cases = _cases(names, options.sizes, options.devices or ["auto"])
     rows, failed = [], False
     for number, (name, size, device) in enumerate(cases, 1):
@@ -110,7 +105,7 @@ def _bench(options: argparse.Namespace) -> int:
     _print(_bench_table(rows))
     if options.json:
         result = {"machine": machine.describe(), "commit": machine.commit(), "results": rows}
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(options.json, result)
     return 1 if failed else 0
 
 

@@ -4,6 +4,7 @@
 import hashlib
 import json
 import os
+import resource
 import subprocess
 import sys
 from concurrent.futures.process import BrokenProcessPool
@@ -105,6 +106,7 @@ def test_bench_takes_shipped_models_at_their_own_size(shipped, model_factory, qu
         (["--size", "big"], "size 'big' is not HEIGHTxWIDTH"),
         (["--device", "cuda"], "device cuda is not there: no NVIDIA GPU"),
         (["--json", "/no/such/folder/out.json"], "its folder does not exist"),
+        (["--json", "/"], "it is a folder"),
         (["nothing"], "no model is called 'nothing'"),
         (["nothing.onnx"], "nothing.onnx: there is no such file"),
     ],
@@ -146,6 +148,29 @@ def test_bench_keeps_the_other_rows_when_one_fails(model_factory, tmp_path, monk
     assert cli.main(command) == 1
     assert len(json.loads(out.read_text())["results"]) == 1
     assert "32x48 cpu: the process died" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_at_the_end_is_one_line_and_exit_code_2(
+    model_factory, tmp_path, monkeypatch, capsys
+):
+    def measure(model, size, device):
+        # No file can be written from now on.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+        return dict.fromkeys(ROW, 1.0) | {"model": "m", "precision": "fp32", "size": "32x48"}
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(bench, "measure", measure)
+    out = tmp_path / "out.json"
+    out.write_text("old")
+    try:
+        code = cli.main(["bench", str(model_factory()), "--json", str(out)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 2
+    captured = capsys.readouterr()
+    assert "1.0" in captured.out, "what was measured is shown all the same"
+    assert captured.err.splitlines()[-1].startswith(f"ctxseg: {out}: cannot be written: ")
+    assert out.read_text() == "old" and list(tmp_path.iterdir()) == [out]
 
 
 def test_a_process_that_dies_is_an_error(monkeypatch, model_factory):
