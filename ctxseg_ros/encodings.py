@@ -7,7 +7,8 @@ or, where no ROS is installed, that of a library that reads bags.
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn, Protocol, TypeGuard, cast
 
 import cv2
@@ -33,6 +34,25 @@ class PackedImage(Protocol):
 
     format: str
     data: Any
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to read what frames do not say about themselves.
+
+    Attributes:
+        encoding: one of ENCODINGS, for frames whose own encoding says nothing about colours
+            (8UC1, 8UC3, 16UC1 and the like), is empty or is not known; "": refuse those.
+        bits: how many bits of 16-bit values are used, 8 to 16. Cameras of 12 bits that leave the
+            upper 4 empty give nearly black frames with 16.
+    """
+
+    encoding: str = ""
+    bits: int = 16
+
+
+AS_STATED = Reading()
+"""Only what frames say themselves."""
 
 
 class _Layout(NamedTuple):
@@ -77,12 +97,15 @@ _LAYOUTS = {
 ENCODINGS = tuple(_LAYOUTS)
 """The encodings of an Image that are read, as sensor_msgs/image_encodings.hpp defines them."""
 
-_NUMBERS = re.compile(r"(8S|16U|16S|32S|32F|64F)C\d*")  # what depth comes in
-_NAMELESS = {"8UC1": "mono8", "8UC3": "rgb8 or bgr8", "8UC4": "rgba8 or bgra8"}
+# OpenCV's types: bits, kind of number, channels (one where none are given).
+_TYPE = re.compile(r"(8|16|32|64)([USF])C(\d*)", re.IGNORECASE)
 _COLOUR_TOPIC = "remap `image` to the camera's colour topic"
 _WHOLE_FRAMES = "the camera driver must send whole frames"
 _SETTINGS = "check the camera's settings"
 _JPEG_OR_PNG = "send JPEG or PNG"
+
+# Sensors of so many bits write them into the lower part of 16.
+_SENSOR_BITS = (10, 12, 14)
 
 _MAX_PIXELS = 2**26  # of a compressed frame, where a damaged header could ask for all the memory
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
@@ -95,63 +118,96 @@ _JPEG_SCALES = (
     (2, cv2.IMREAD_REDUCED_COLOR_2),
 )
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB\x60\x82"
-
+_PNG_GREY = frozenset((0, 4))  # colour types: grey, and grey with alpha
+_CODECS = frozenset(("jpeg", "jpg", "png", "tiff", "tif", "webp", "bmp", ""))
 
 _JPEG_MOST_STEPS = 1000
 
 
 class BadImage(ValueError):
-    """A frame that cannot be read; the message names the cause and the fix."""
+    """A frame that cannot be read; the message names the cause and the fix.
 
-    def __init__(self, cause: str, fix: str) -> None:
+    `choices`: the encodings that it could be in, where `Reading.encoding` can tell.
+    """
+
+    def __init__(self, cause: str, fix: str, choices: Sequence[str] = ()) -> None:
         super().__init__(f"{cause}; {fix}")
         self.cause = cause
+        self.choices = tuple(choices)
 
 
-def _refuse(cause: str, fix: str) -> NoReturn:
-    raise BadImage(cause, fix)
+def _refuse(cause: str, fix: str, choices: Sequence[str] = ()) -> NoReturn:
+    raise BadImage(cause, fix, choices)
 
 
 def _is_raw(message: RawImage | PackedImage) -> TypeGuard[RawImage]:
     return hasattr(message, "encoding")
 
 
-def frame_size(message: RawImage | PackedImage) -> tuple[int, int]:
+def frame_size(message: RawImage | PackedImage, reading: Reading = AS_STATED) -> tuple[int, int]:
     """Height and width of the camera's frame; microseconds, as no pixel is touched.
 
-    Raises BadImage unless the header, the encoding and the amount of data fit together. What a
-    compressed frame has inside is known once it is decoded.
+    Raises BadImage unless the header, the encoding and the amount of data fit together. Whether a
+    compressed frame is damaged inside is known once it is decoded.
     """
     if _is_raw(message):
-        _check_raw(message)
+        _check_raw(message, _raw_layout(message, reading))
         return message.height, message.width
-    return _compressed_size(cast(PackedImage, message))
+    inside, _ = _opened(cast(PackedImage, message), reading)
+    return inside.height, inside.width
 
 
 def read_rgb(
     message: RawImage | PackedImage,
     size: tuple[int, int] | None = None,
     out: NDArray[np.uint8] | None = None,
+    reading: Reading = AS_STATED,
 ) -> NDArray[np.uint8]:
     """Pixels of a frame as uint8 [H, W, 3], RGB, at its own size or resized to (height, width).
 
     At its own size rgb8 is a view on the message's data, with the rows' padding. With `size` the
     result is C-contiguous; it goes into `out` if given, C-contiguous uint8 [height, width, 3]
-    (ValueError otherwise). 16 bits become 8; YUV is BT.601 of limited range; the EXIF orientation
-    is ignored, since camera_info does not turn either. Raises BadImage.
+    (ValueError otherwise). Bayer mosaics become colour, in JPEG and PNG too; 16 bits become 8 by
+    `to_8_bits`; YUV is BT.601 of limited range; the EXIF orientation is ignored, since
+    camera_info does not turn either. Raises BadImage.
     """
-    frame = frame_size(message)
+    frame = frame_size(message, reading)
     try:
         if _is_raw(message):
-            layout = _LAYOUTS[message.encoding]
+            layout = _raw_layout(message, reading)
             pixels = _view(message, layout)
         else:
-            layout = _LAYOUTS["bgr8"]
-            pixels = _decoded(cast(PackedImage, message), frame, size or frame)
-        return _to_rgb(pixels, layout, size, out)
+            pixels, layout = _decoded(cast(PackedImage, message), reading, size or frame)
+        return _to_rgb(pixels, layout, size, out, reading.bits)
     except cv2.error as error:
         cause = " ".join(str(error).split())
         raise BadImage(f"OpenCV cannot read the frame: {cause}", _SETTINGS) from error
+
+
+def largest_value(message: RawImage | PackedImage, reading: Reading = AS_STATED) -> int | None:
+    """The largest of a frame's 16-bit values; None for a frame of 8 bits. Raises BadImage."""
+    frame = frame_size(message, reading)
+    if _is_raw(message):
+        layout = _raw_layout(message, reading)
+        return int(_view(message, layout).max()) if layout.bits == 16 else None
+    pixels, layout = _decoded(cast(PackedImage, message), reading, frame)
+    return int(pixels.max()) if layout.bits == 16 else None
+
+
+def to_8_bits(pixels: NDArray, bits: int = 16) -> NDArray[np.uint8]:
+    """16-bit values as 8 bits: 2**bits - 1 and more become 255, what is below in proportion.
+
+    Args:
+        pixels: uint16 of any shape. bits: that are used, 8 to 16.
+    """
+    scaled = cv2.convertScaleAbs(pixels, alpha=255 / (2**bits - 1))
+    return scaled  # type: ignore[return-value]  # OpenCV's stubs do not know the type
+
+
+def sensor_bits(largest: int) -> int | None:
+    """The bits of the sensor, 10, 12 or 14, where no 16-bit value is above `largest`; None where
+    more are used. With 16 such frames are nearly black."""
+    return next((bits for bits in _SENSOR_BITS if largest < 2**bits), None)
 
 
 def _to_rgb(
@@ -159,12 +215,13 @@ def _to_rgb(
     layout: _Layout,
     size: tuple[int, int] | None,
     out: NDArray[np.uint8] | None,
+    bits: int,
 ) -> NDArray[np.uint8]:
     rgb8 = layout.bits == 8 and layout.to_rgb is None
     if size is not None and layout.interleaved and not rgb8:
         pixels = resized(pixels, size)  # before: there are fewer pixels to convert
     if layout.bits == 16:
-        pixels = cv2.convertScaleAbs(pixels, alpha=255 / 65535)
+        pixels = to_8_bits(pixels, bits)
     if layout.to_rgb is not None:
         pixels = cv2.cvtColor(pixels, layout.to_rgb)
     if size is None and out is None:
@@ -172,16 +229,66 @@ def _to_rgb(
     return resized(pixels, size or (pixels.shape[0], pixels.shape[1]), out)
 
 
+# Encodings
+
+
+def _raw_layout(message: RawImage, reading: Reading) -> _Layout:
+    return _LAYOUTS.get(message.encoding) or _LAYOUTS[_told(message.encoding, reading)]
+
+
+def _told(encoding: str, reading: Reading) -> str:
+    """What `reading` says a frame is in whose own `encoding` does not say it."""
+    kind = _TYPE.fullmatch(encoding)
+    if kind is None:
+        if reading.encoding:
+            return reading.encoding
+        _refuse(
+            f"encoding {encoding!r} is not known",
+            f"let the camera publish one of {', '.join(ENCODINGS)}, or set input_encoding to the "
+            "one that it is",
+            ENCODINGS,
+        )
+    choices = _encodings_of(int(kind[1]), kind[2].upper(), int(kind[3] or 1))
+    if reading.encoding in choices:
+        return reading.encoding
+    if not choices:
+        _refuse(f"encoding {encoding} is depth or raw numbers, not colour", _COLOUR_TOPIC)
+    listed = " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
+    if reading.encoding:
+        _refuse(
+            f"encoding {encoding} cannot be {reading.encoding}, which differs in channels or bits",
+            f"set input_encoding to {listed}",
+            choices,
+        )
+    if kind[1] == "16":
+        _refuse(
+            f"encoding {encoding} is depth or raw numbers, not colour",
+            f"{_COLOUR_TOPIC}; if it is an image all the same, set input_encoding to {listed}",
+            choices,
+        )
+    _refuse(
+        f"encoding {encoding} does not say what its channels are",
+        f"let the camera publish {listed}, or set input_encoding to the one that it is",
+        choices,
+    )
+
+
+def _encodings_of(bits: int, kind: str, channels: int) -> tuple[str, ...]:
+    """The encodings whose pixels have these bits and channels."""
+    return tuple(
+        name
+        for name, layout in _LAYOUTS.items()
+        if kind == "U" and (layout.bits, layout.channels, layout.half_rows) == (bits, channels, 2)
+    )
+
+
 # Raw
 
 
-def _check_raw(message: RawImage) -> None:
+def _check_raw(message: RawImage, layout: _Layout) -> None:
     width, height, step = message.width, message.height, message.step
     if not width or not height:
         _refuse(f"the frame is {width}x{height} and holds no pixel", _SETTINGS)
-    layout = _LAYOUTS.get(message.encoding)
-    if layout is None:
-        _refuse_encoding(message.encoding)
     if height % layout.multiple[0] or width % layout.multiple[1]:
         sides = "width" if layout.multiple[0] == 1 else "width and height"
         _refuse(f"{message.encoding} has an even {sides}, the frame is {width}x{height}", _SETTINGS)
@@ -204,20 +311,6 @@ def _check_raw(message: RawImage) -> None:
         )
 
 
-def _refuse_encoding(encoding: str) -> NoReturn:
-    if _NUMBERS.fullmatch(encoding):
-        _refuse(f"encoding {encoding} is depth or raw numbers, not colour", _COLOUR_TOPIC)
-    if encoding in _NAMELESS:
-        _refuse(
-            f"encoding {encoding} does not say what its channels are",
-            f"let the camera publish {_NAMELESS[encoding]}",
-        )
-    _refuse(
-        f"encoding {encoding!r} is not known",
-        f"let the camera publish one of {', '.join(ENCODINGS)}",
-    )
-
-
 def _view(message: RawImage, layout: _Layout) -> NDArray:
     """The data as [rows, width] or [rows, width, channels], copied only where OpenCV needs it."""
     kind = np.dtype("u1" if layout.bits == 8 else ">u2" if message.is_bigendian else "<u2")
@@ -237,20 +330,94 @@ def _view(message: RawImage, layout: _Layout) -> NDArray:
 # Compressed
 
 
-def _compressed_size(message: PackedImage) -> tuple[int, int]:
-    encoding = message.format.partition(";")[0]  # what was compressed, as image_transport says it
-    if "compressedDepth" in message.format or _NUMBERS.fullmatch(encoding):
-        _refuse(f"format {message.format!r} is depth, not colour", _COLOUR_TOPIC)
-    data = bytes(message.data)
-    size = stated_size(data)
-    if size is None:
+class _Inside(NamedTuple):
+    """What the header of a JPEG or PNG says; colours of a palette count as three channels."""
+
+    height: int
+    width: int
+    grey: bool
+    bits: int
+
+
+# Other data that CompressedImage messages carry, by how it starts.
+_FOREIGN = {
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"BM": "BMP",
+    b"RIFF": "WebP",
+    b"qoif": "QOI",
+    b"\0\0\0\x01": "H.264 or H.265 video",
+    b"\0\0\x01": "H.264 or H.265 video",
+}
+
+
+def _opened(message: PackedImage, reading: Reading) -> tuple[_Inside, str]:
+    """The header, and the encoding (without its bits) of the pixels as OpenCV decodes them."""
+    data, text = bytes(message.data), message.format
+    encoding, target = _stated_encoding(text)
+    if "compresseddepth" in text.lower():
+        _refuse(f"format {text!r} is depth, not colour", _COLOUR_TOPIC)
+    if encoding and not data:
         _refuse(
-            f"{len(data)} bytes of format {message.format!r} are neither JPEG nor PNG", _JPEG_OR_PNG
+            f"the frame of format {text!r} is empty, as image_transport sends it where it cannot "
+            f"compress {encoding}",
+            "let the camera publish rgb8 or bgr8, or set image_transport to raw",
         )
-    height, width = size
-    if not 0 < height * width <= _MAX_PIXELS:
-        _refuse(f"the frame's header says {width}x{height}", _WHOLE_FRAMES)
-    return height, width
+    inside = _header(data)
+    if inside is None:
+        known = (name for start, name in _FOREIGN.items() if data.startswith(start))
+        what = f" but {name}" if (name := next(known, "")) else ""
+        _refuse(
+            f"{len(data)} bytes of format {text!r} are neither JPEG nor PNG{what}", _JPEG_OR_PNG
+        )
+    if not 0 < inside.height * inside.width <= _MAX_PIXELS:
+        _refuse(f"the frame's header says {inside.width}x{inside.height}", _WHOLE_FRAMES)
+    return inside, _pixels_inside(text, encoding, target, inside, reading)
+
+
+def _stated_encoding(text: str) -> tuple[str, str]:
+    """The encoding that was compressed and the one that it was turned into for that, of a format
+    `ENCODING; CODEC compressed TARGET`; "" for what is not stated.
+
+    TARGET is empty where image_transport compressed the values as they were. Many drivers state
+    the codec alone.
+    """
+    encoding, separator, rest = (part.strip() for part in text.partition(";"))
+    known = encoding.lower() in _LAYOUTS or _TYPE.fullmatch(encoding) or "bayer" in encoding.lower()
+    if not known and (not separator or encoding.lower() in _CODECS):
+        return "", ""
+    return encoding, rest.lower().partition("compressed")[2].strip()
+
+
+def _pixels_inside(text: str, encoding: str, target: str, inside: _Inside, reading: Reading) -> str:
+    """What the pixels in a JPEG or PNG are, as OpenCV decodes them: a name of _COLOURS."""
+    is_type = _TYPE.fullmatch(encoding) is not None
+    if not inside.grey and (not is_type or target.startswith(("bgr", "rgb"))):
+        return "bgr"  # the file itself says which of its channels is red
+    if not encoding:
+        name = reading.encoding if reading.encoding.startswith("bayer") else "mono"
+    elif encoding.lower() in _LAYOUTS:
+        name = encoding.lower()
+    else:
+        name = _told(encoding, reading)
+    name = name.rstrip("0123456789")
+    if not inside.grey:
+        # image_transport put the channels of, say, 8UC3 into a PNG as if the first were blue.
+        return name
+    if not name.startswith("bayer"):
+        return "mono"
+    if target.startswith("mono"):
+        _refuse(
+            f"format {text!r}: the mosaic was turned into grey before it was compressed, its "
+            "colours are lost",
+            "let the camera compress as PNG (its parameter IMAGE.compressed.format), or publish "
+            "the colours (image_proc's debayer node)",
+        )
+    least = _COLOURS[name].least
+    if min(inside.height, inside.width) < least:
+        size = f"{inside.width}x{inside.height}"
+        _refuse(f"{encoding} needs {least}x{least} pixels, the frame is {size}", _SETTINGS)
+    return name
 
 
 def stated_size(data: bytes) -> tuple[int, int] | None:
@@ -258,22 +425,28 @@ def stated_size(data: bytes) -> tuple[int, int] | None:
 
     Raises BadImage where its end is missing: decoders may fill up the rest with grey.
     """
+    inside = _header(data)
+    return inside and (inside.height, inside.width)
+
+
+def _header(data: bytes) -> _Inside | None:
     if data.startswith(_JPEG_START):
-        return _jpeg_size(data)
+        return _jpeg_header(data)
     if data.startswith(_PNG_START):
-        return _png_size(data)
+        return _png_header(data)
     return None
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int]:
-    size = None
+def _jpeg_header(data: bytes) -> _Inside:
+    inside = None
     for marker, segment, after in _jpeg_segments(data):
-        if marker in _JPEG_FRAME_HEADERS and len(segment) >= 7:
-            size = struct.unpack_from(">HH", segment, 3)
+        if marker in _JPEG_FRAME_HEADERS and len(segment) >= 8:
+            height, width, channels = struct.unpack_from(">HHB", segment, 3)
+            inside = _Inside(height, width, channels == 1, 8)
         # The decoder would fill up what is missing with grey. Not from the start: a thumbnail
         # within a segment has an end of its own.
-        if marker == _JPEG_SCAN_HEADER and size and data.rfind(_JPEG_END, after) >= 0:
-            return size
+        if marker == _JPEG_SCAN_HEADER and inside and data.rfind(_JPEG_END, after) >= 0:
+            return inside
     _refuse(f"the JPEG of {len(data)} bytes is damaged or cut off", _WHOLE_FRAMES)
 
 
@@ -297,25 +470,33 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
             at = after
 
 
-def _png_size(data: bytes) -> tuple[int, int]:
+def _png_header(data: bytes) -> _Inside:
     if data[12:16] != b"IHDR" or data.rfind(_PNG_END) < 0:
         _refuse(f"the PNG of {len(data)} bytes is damaged or cut off", _WHOLE_FRAMES)
-    width, height = struct.unpack_from(">II", data, 16)
-    return height, width
+    width, height, bits, kind = struct.unpack_from(">IIBB", data, 16)
+    return _Inside(height, width, kind in _PNG_GREY, 16 if bits == 16 else 8)
 
 
 def _decoded(
-    message: PackedImage, frame: tuple[int, int], size: tuple[int, int]
-) -> NDArray[np.uint8]:
-    """The frame as BGR; of a JPEG no more than the scale that `size` needs, which is quicker."""
+    message: PackedImage, reading: Reading, size: tuple[int, int]
+) -> tuple[NDArray, _Layout]:
+    """The pixels of a frame; of a JPEG no more than the scale that `size` needs, which is
+    quicker."""
+    inside, name = _opened(message, reading)
     data = np.frombuffer(message.data, np.uint8)
     scale, flags = 1, cv2.IMREAD_COLOR
-    if bytes(data[:2]) == _JPEG_START:
-        scale, flags = _jpeg_scale(frame, size)
+    if name.startswith("bayer"):
+        flags = cv2.IMREAD_GRAYSCALE
+    elif bytes(data[:2]) == _JPEG_START:
+        scale, flags = _jpeg_scale((inside.height, inside.width), size)
+    if inside.bits == 16:
+        flags |= cv2.IMREAD_ANYDEPTH
     pixels = cv2.imdecode(data, flags | cv2.IMREAD_IGNORE_ORIENTATION)
-    if pixels is None or pixels.shape[:2] != (frame[0] // scale, frame[1] // scale):
+    if pixels is None or pixels.shape[:2] != (inside.height // scale, inside.width // scale):
         _refuse(f"{data.size} bytes of format {message.format!r} cannot be decoded", _JPEG_OR_PNG)
-    return pixels  # type: ignore[return-value]
+    if not name.startswith("bayer"):  # three channels: of grey alike, of alpha none
+        name = "rgb" if name.startswith("rgb") else "bgr"
+    return pixels, _LAYOUTS[f"{name}{inside.bits}"]
 
 
 def _jpeg_scale(frame: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:

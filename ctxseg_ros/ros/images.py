@@ -8,9 +8,26 @@ from numpy.typing import NDArray
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from ctxseg_ros.encodings import ENCODINGS, BadImage, frame_size, read_rgb
+from ctxseg_ros.encodings import (
+    ENCODINGS,
+    BadImage,
+    Reading,
+    frame_size,
+    largest_value,
+    read_rgb,
+    sensor_bits,
+)
 
-__all__ = ["ENCODINGS", "BadImage", "frame_size", "read_rgb", "to_image"]
+__all__ = [
+    "ENCODINGS",
+    "BadImage",
+    "Reading",
+    "frame_size",
+    "largest_value",
+    "read_rgb",
+    "sensor_bits",
+    "to_image",
+]
 
 
 def to_image(header: Header, pixels: NDArray[np.uint8], encoding: str) -> Image:
