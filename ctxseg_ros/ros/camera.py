@@ -15,11 +15,11 @@ from std_msgs.msg import Header
 
 from ctxseg_ros.ros import diagnostics, qos
 from ctxseg_ros.ros.images import to_image
-from ctxseg_ros.ros.parameters import Settings, choice, number, switch, text
+from ctxseg_ros.ros.parameters import Settings, choice, number, path, switch, text
 from ctxseg_ros.ros.source import FrameSource, SourceError
 
 SETTINGS = {
-    "source": text("", "Video file, folder of images, or camera index", read_only=True),
+    "source": path("", "Video file, folder of images, or camera index", read_only=True),
     "rate_hz": number(
         0.0,
         0.0,

@@ -1,8 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters that are checked at the door: a bad value is refused with what is allowed."""
+"""Parameters that are checked at the door: a bad value is refused with what is allowed.
 
+A value is taken as a person writes it in a YAML file, on a command line or for `ros2 param set`,
+although YAML gives it another type: 7 for a text, "0.5" for a number, `front` or `front,left` for
+a list, an empty list or null for the default.
+"""
+
+import difflib
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import reprlib
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,19 +21,27 @@ from rcl_interfaces.msg import (
     ParameterDescriptor,
     SetParametersResult,
 )
-from rclpy.exceptions import InvalidParameterValueException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from ctxseg_ros.model_file import parse_size
+from ctxseg_ros.model_file import format_size, parse_size
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SWITCH = {
+    **dict.fromkeys(("true", "yes", "on", "y"), True),
+    **dict.fromkeys(("false", "no", "off", "n"), False),
+}
+_TEXT = "text"
+_NULL = ("null", "Null", "NULL", "~")
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = 100
 
 
 @dataclass(frozen=True)
 class Setting:
     """One parameter. `check` gives the value to use, or raises ValueError saying what is allowed.
 
+    `stored` gives the parameter's own value, which `ros2 param get` shows, from the value to use.
     `fixed`: it may change only while nothing is built on it (Settings' `locked`). `read_only`: it
     is set at the start or never. `computed`: the node itself sets it, a start value is ignored.
     """
@@ -37,6 +54,31 @@ class Setting:
     read_only: bool = False
     limits: tuple[float, float] | tuple[int, int] | None = None
     computed: bool = False
+    stored: Callable[[Any], Any] = lambda value: value
+
+    def value(self, name: str, given: Any) -> Any:
+        """The value to use for what was given; null and an empty list stand for the default.
+
+        Raises ValueError, with the parameter's name.
+        """
+        # ROS takes YAML's null for a text.
+        if (isinstance(given, str) and given in _NULL) or _is_empty_list(given):
+            given = self.default
+        try:
+            return self.check(given)
+        except ValueError as error:
+            raise ValueError(
+                f"{name} must be {error}, not {_SHOWN.repr(given)}{self._cause(given)}"
+            ) from None
+
+    def _cause(self, given: Any) -> str:
+        """What may have made this value of another one."""
+        items = given if isinstance(given, list) else [given]
+        if isinstance(self.default, str | list) and any(isinstance(item, bool) for item in items):
+            return " (YAML takes yes, no, on, off, y and n for true or false: quote the text)"
+        if self.allowed == _TEXT and isinstance(given, float):
+            return " (YAML takes it for a number: quote the text)"
+        return ""
 
     def descriptor(self) -> ParameterDescriptor:
         """What `ros2 param describe` shows."""
@@ -66,27 +108,37 @@ def number(
     *,
     read_only: bool = False,
 ) -> Setting:
-    """A number from `low` to `high`, both included; whole numbers count as well."""
+    """A number from `low` to `high`, both included; whole numbers and numbers in quotes count."""
     allowed = f"a number from {low:g} to {high:g}"
 
     def check(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        try:
+            if isinstance(value, bool) or not isinstance(value, int | float | str):
+                raise ValueError
+            found = float(value)
+        except (ValueError, OverflowError):
+            raise ValueError(allowed) from None
+        if not low <= found <= high:
             raise ValueError(allowed)
-        if not low <= value <= high:
-            raise ValueError(allowed)
-        return float(value)
+        return found
 
     return Setting(default, description, check, allowed, read_only=read_only, limits=(low, high))
 
 
 def integer(default: int, low: int, high: int, description: str) -> Setting:
-    """A whole number from `low` to `high`, both included."""
+    """A whole number from `low` to `high`, both included; 3.0 and "3" count as 3."""
     allowed = f"a whole number from {low} to {high}"
 
     def check(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        try:
+            if isinstance(value, bool) or not isinstance(value, int | float | str):
+                raise ValueError
+            found = int(value)
+        except (ValueError, OverflowError):
+            raise ValueError(allowed) from None
+        if (isinstance(value, float) and found != value) or not low <= found <= high:
             raise ValueError(allowed)
-        return value
+        return found
 
     return Setting(default, description, check, allowed, limits=(low, high))
 
@@ -111,58 +163,96 @@ def choice(
 
 
 def text(default: str, description: str, *, read_only: bool = False) -> Setting:
-    """Any text."""
+    """Any text; a whole number is its digits."""
+    return Setting(default, description, _text, _TEXT, read_only=read_only)
+
+
+def path(default: str, description: str, *, read_only: bool = False) -> Setting:
+    """A text that may be a path: ~ and ~USER at its start are the home folders."""
 
     def check(value: Any) -> str:
-        if not isinstance(value, str):
-            raise ValueError("text")
-        return value
+        return os.path.expanduser(_text(value))
 
-    return Setting(default, description, check, "text", read_only=read_only)
+    return Setting(default, description, check, _TEXT, read_only=read_only)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | str) or "\0" in str(value):
+        raise ValueError(_TEXT)
+    return str(value)
 
 
 def switch(default: bool, description: str, *, read_only: bool = False) -> Setting:
-    """True or false."""
+    """True or false, in quotes too and in all of YAML's words."""
 
     def check(value: Any) -> bool:
-        if not isinstance(value, bool):
+        if isinstance(value, bool):
+            return value
+        if not isinstance(value, str) or value.lower() not in _SWITCH:
             raise ValueError("true or false")
-        return value
+        return _SWITCH[value.lower()]
 
     return Setting(default, description, check, "true or false", read_only=read_only)
 
 
 def sizes(description: str) -> Setting:
-    """A list of HxW; the value is a list of (height, width). Empty texts are left out."""
+    """A list of HxW; the value is a list of (height, width)."""
     allowed = 'a list of HEIGHTxWIDTH, such as ["352x480", "256x352"]'
 
     def check(value: Any) -> list[tuple[int, int]]:
-        if isinstance(value, str) or not isinstance(value, Sequence):
-            raise ValueError(allowed)
         try:
-            return [parse_size(item) for item in value if item != ""]
-        except (TypeError, ValueError):
+            return [parse_size(item) for item in _texts(value)]
+        except ValueError:
             raise ValueError(allowed) from None
 
+    def stored(value: list[tuple[int, int]]) -> list[str]:
+        return [format_size(size) for size in value] or [""]
+
     # An empty list would have no element type, and tools show it as bytes.
-    return Setting([""], description, check, allowed)
+    return Setting([""], description, check, allowed, stored=stored)
 
 
 def names(description: str, *, fixed: bool = False) -> Setting:
-    """A list of names that may stand in a topic, each once. Empty texts are left out."""
+    """A list of names that may stand in a topic, each once."""
     allowed = "a list of names of letters, digits and _, each once, such as [front, left]"
 
     def check(value: Any) -> list[str]:
-        if isinstance(value, str) or not isinstance(value, Sequence):
-            raise ValueError(allowed)
-        found = [item for item in value if item != ""]
-        if not all(isinstance(item, str) and _NAME.fullmatch(item) for item in found):
-            raise ValueError(allowed)
-        if len(set(found)) < len(found):
+        try:
+            found = _texts(value)
+        except ValueError:
+            raise ValueError(allowed) from None
+        if not all(_NAME.fullmatch(item) for item in found) or len(set(found)) < len(found):
             raise ValueError(allowed)
         return found
 
-    return Setting([""], description, check, allowed, fixed)
+    def stored(value: list[str]) -> list[str]:
+        return value or [""]
+
+    return Setting([""], description, check, allowed, fixed, stored=stored)
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts of a list, or of one text with commas between them, without the empty ones.
+
+    Raises ValueError if there is anything but texts.
+    """
+    if isinstance(value, str):
+        value = value.split(",")
+    if not isinstance(value, list | tuple | array) or not all(isinstance(v, str) for v in value):
+        raise ValueError
+    return [item.strip() for item in value if item.strip()]
+
+
+def _is_empty_list(value: Any) -> bool:
+    return isinstance(value, list | tuple | array) and not value
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The one of `names` that a misspelt name may stand for."""
+    plain = {item.lower(): item for item in names}
+    asked = name.lower().replace(".", "_").replace("-", "_")
+    found = difflib.get_close_matches(asked, plain, n=1)
+    return plain[found[0]] if found else None
 
 
 class Settings:
@@ -184,6 +274,7 @@ class Settings:
         change would leave them, and raises ValueError, with the whole reason, to refuse it.
         `changed` gets the names after a change. Neither is called for the start values.
         """
+        self._node = node
         self._table = table
         self._locked = locked
         self._check = check
@@ -191,20 +282,21 @@ class Settings:
         self._values: dict[str, Any] = {}
         self._declared = False
         self.faults: dict[str, str] = {}
+        with node.handle:
+            self._given = {
+                name: parameter.value
+                for name, parameter in node.handle.get_parameters(Parameter).items()
+            }
+        node.add_pre_set_parameters_callback(self._as_stored)
         node.add_on_set_parameters_callback(self._on_set)
         node.add_post_set_parameters_callback(self._after_set)
         for name, setting in table.items():
-            try:
-                node.declare_parameter(
-                    name, setting.default, setting.descriptor(), ignore_override=setting.computed
-                )
-            except InvalidParameterValueException as error:
-                # rclpy's own range check is first, and its message gives the range as well.
-                node.declare_parameter(
-                    name, setting.default, setting.descriptor(), ignore_override=True
-                )
-                self.faults[name] = str(error)
+            value, fault = self._start_value(name, setting)
+            node.declare_parameter(name, value, setting.descriptor(), ignore_override=True)
+            if fault:
+                self.faults[name] = fault
         self._declared = True
+        self._warn_of_ignored()
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
@@ -217,12 +309,7 @@ class Settings:
             setting = self._table.get(parameter.name)
             if setting is None:  # use_sim_time, qos_overrides: rclpy's own
                 continue
-            try:
-                value = setting.check(parameter.value)
-            except ValueError as error:
-                raise ValueError(
-                    f"{parameter.name} must be {error}, not {parameter.value!r}"
-                ) from None
+            value = setting.value(parameter.name, parameter.value)
             if setting.fixed and self._locked() and value != values[parameter.name]:
                 raise ValueError(
                     f"{parameter.name} is fixed while the node is configured: "
@@ -230,6 +317,55 @@ class Settings:
                 )
             values[parameter.name] = value
         return values
+
+    def _start_value(self, name: str, setting: Setting) -> tuple[Any, str]:
+        """The parameter's first value, and why not the one that was given."""
+        if name not in self._given or setting.computed:
+            return setting.default, ""
+        given = self._given[name]
+        try:
+            # Without elements a list has no type, and ROS keeps nothing of it.
+            return setting.stored(setting.value(name, [] if given is None else given)), ""
+        except ValueError as error:
+            return setting.default, str(error)
+
+    def _warn_of_ignored(self) -> None:
+        """Name the start values that nobody reads, with the parameter that may be meant."""
+        for name in self._given:
+            if name in self._table and self._table[name].computed:
+                self._node.get_logger().warning(
+                    f"the start value of {name} is ignored: the node itself sets this parameter"
+                )
+            # QoS overrides become parameters with their publisher.
+            elif not self._node.has_parameter(name) and not name.startswith("qos_overrides."):
+                near = nearest(name, self._table)
+                hint = f"did you mean {near}?" if near else f"it has {', '.join(self._table)}"
+                self._node.get_logger().warning(
+                    f"{self._node.get_fully_qualified_name()} has no parameter {name!r}, its "
+                    f"start value is ignored: {hint}"
+                )
+
+    def warn_of_unused_qos(self) -> None:
+        """Name the QoS overrides that no publisher took, once all of them are there."""
+        for name in self._given:
+            if name.startswith("qos_overrides.") and not self._node.has_parameter(name):
+                self._node.get_logger().warning(
+                    f"{name} is ignored: no publisher of this node takes it; check the full name "
+                    "of the topic and the policy"
+                )
+
+    def _as_stored(self, parameters: list[Parameter]) -> list[Parameter]:
+        return [self._one_as_stored(parameter) for parameter in parameters]
+
+    def _one_as_stored(self, parameter: Parameter) -> Parameter:
+        setting = self._table.get(parameter.name)
+        if setting is None or parameter.value is None:
+            return parameter
+        try:
+            value = setting.stored(setting.value(parameter.name, parameter.value))
+        except ValueError:  # `_on_set` refuses it
+            return parameter
+        return Parameter(parameter.name, value=value)
 
     def _on_set(self, parameters: list[Parameter]) -> SetParametersResult:
         try:
@@ -245,7 +381,7 @@ class Settings:
         for parameter in parameters:
             if parameter.name in known:
                 setting = self._table[parameter.name]
-                self._values[parameter.name] = setting.check(parameter.value)
+                self._values[parameter.name] = setting.value(parameter.name, parameter.value)
                 self.faults.pop(parameter.name, None)
         if known and self._declared:
             self._changed(known)

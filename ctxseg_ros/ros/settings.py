@@ -9,14 +9,14 @@ from ctxseg_ros.ros.parameters import (
     integer,
     names,
     number,
+    path,
     sizes,
     switch,
-    text,
 )
 from ctxseg_ros.runtimes import DEVICES
 
 SETTINGS: dict[str, Setting] = {
-    "model": text("segmenter_tiny", "Name of a shipped model, or path of an .onnx file"),
+    "model": path("segmenter_tiny", "Name of a shipped model, or path of an .onnx file"),
     "device": choice("auto", ("auto", *DEVICES), "Where the model runs"),
     "input_sizes": sizes(
         "Sizes at which the model may run, largest first; the largest that holds "
@@ -34,7 +34,7 @@ SETTINGS: dict[str, Setting] = {
         1.0,
         "Pixels whose class is less probable become 255, unlabelled (models with labels)",
     ),
-    "label_groups": text("", "Path of a YAML that regroups the model's classes; empty: none"),
+    "label_groups": path("", "Path of a YAML that regroups the model's classes; empty: none"),
     "refinement": choice(
         NONE,
         KINDS,

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -77,9 +77,15 @@ class NodeProcess:
     """A node in a process of its own, its output in a file."""
 
     def __init__(
-        self, log: Path, name: str, domain: int, parameters: dict[str, Any], transport: bool
+        self,
+        log: Path,
+        name: str,
+        domain: int,
+        parameters: dict[str, Any],
+        transport: bool,
+        arguments: Sequence[str],
     ) -> None:
-        command = [sys.executable, "-m", f"ctxseg_ros.ros.{name}", "--ros-args"]
+        command = [sys.executable, "-m", f"ctxseg_ros.ros.{name}", "--ros-args", *arguments]
         for key, value in parameters.items():
             text = str(value).lower() if isinstance(value, bool) else value
             command += ["-p", f"{key}:={text}"]
@@ -144,9 +150,12 @@ class Graph:
         self._executor.add_node(node)
         return node
 
-    def start(self, name: str, *, transport: bool = True, **parameters: Any) -> NodeProcess:
+    def start(
+        self, name: str, *, transport: bool = True, arguments: Sequence[str] = (), **parameters: Any
+    ) -> NodeProcess:
+        """A node of this package; `arguments` follow --ros-args."""
         log = self._folder / f"{name}{len(self._processes)}.log"
-        process = NodeProcess(log, name, self.domain, parameters, transport)
+        process = NodeProcess(log, name, self.domain, parameters, transport, arguments)
         self._processes.append(process)
         return process
 

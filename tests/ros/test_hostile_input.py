@@ -557,8 +557,8 @@ RIGHT = {
     float: {ParameterType.PARAMETER_INTEGER, ParameterType.PARAMETER_DOUBLE},
     int: {ParameterType.PARAMETER_INTEGER},
     bool: {ParameterType.PARAMETER_BOOL},
-    str: {ParameterType.PARAMETER_STRING},
-    list: {ParameterType.PARAMETER_STRING_ARRAY},
+    str: {ParameterType.PARAMETER_STRING, ParameterType.PARAMETER_INTEGER},
+    list: {ParameterType.PARAMETER_STRING_ARRAY, ParameterType.PARAMETER_STRING},
 }
 WORDS = {
     "input_sizes": [["0x0"], ["wide"], ["32"], ["-16x16"], ["32x48x3"], ["100000x16"], ["32X48"]],
@@ -686,7 +686,7 @@ def test_one_bad_value_among_good_ones_changes_nothing(
 
 
 BAD_STARTS = {
-    "model": 3,
+    "model": 3.5,
     "device": "gpu",
     "input_sizes": "[wide]",
     "latency_budget_ms": -1,
@@ -723,7 +723,7 @@ def test_bad_start_values_are_all_said_and_can_be_mended(
         assert graph.set(name, good[name]) == (True, "")
     assert not graph.transition("configure")
     wait(lambda: "overlay_alpha" not in graph.status().message)
-    assert "model must be text, not 3" in graph.status().message
+    assert "model must be text, not 3.5" in graph.status().message
     assert graph.set("model", good["model"])[0]
     assert graph.transition("configure") and graph.transition("activate")
     wait(lambda: graph.values()["state"] == "active")

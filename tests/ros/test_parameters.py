@@ -1,103 +1,239 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters are checked at the door."""
 
-from collections.abc import Callable
+import math
+import re
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from ctxseg_ros.ros import camera
 from ctxseg_ros.ros.parameters import (
+    Setting,
     Settings,
     choice,
     integer,
     names,
+    nearest,
     number,
+    path,
     sizes,
     switch,
     text,
 )
+from ctxseg_ros.ros.settings import SETTINGS
 
 TABLE = {
     "share": number(0.5, 0.0, 1.0, "a share"),
     "kind": choice("raw", ("raw", "compressed"), "a kind", fixed=True),
     "name": text("a", "a name"),
+    "file": path("", "a file"),
     "start": switch(True, "a switch", read_only=True),
     "sizes": sizes("some sizes"),
     "head": integer(-1, -1, 5, "a head"),
     "names": names("some names"),
 }
+EVERY = {**{f"camera {k}": v for k, v in camera.SETTINGS.items()}, **SETTINGS, **TABLE}
+"""All parameters of both nodes, and one of each kind."""
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "result"),
+    ("name", "given", "result"),
     [
         ("share", 1, 1.0),
         ("share", 0.25, 0.25),
+        ("share", "0.25", 0.25),
+        ("share", "1e-1", 0.1),
         ("kind", "compressed", "compressed"),
+        ("name", "b", "b"),
+        ("name", 7, "7"),
+        ("name", -7, "-7"),
+        ("name", "\U0001f697.avi", "\U0001f697.avi"),
         ("start", False, False),
+        ("start", "False", False),
+        ("start", "on", True),
+        ("start", "NO", False),
         ("sizes", ["352x480", "32x64"], [(352, 480), (32, 64)]),
+        ("sizes", "352x480", [(352, 480)]),
+        ("sizes", "352x480, 32x64", [(352, 480), (32, 64)]),
         ("sizes", [""], []),
-        ("sizes", [], []),
         ("head", 5, 5),
+        ("head", 5.0, 5),
+        ("head", "-1", -1),
         ("names", ["front", "left_2"], ["front", "left_2"]),
+        ("names", "front", ["front"]),
+        ("names", "front,left", ["front", "left"]),
+        ("names", "", []),
         ("names", [""], []),
     ],
 )
-def test_good_values(name: str, value: Any, result: Any) -> None:
-    found = TABLE[name].check(value)
+def test_good_values(name: str, given: Any, result: Any) -> None:
+    found = TABLE[name].value(name, given)
     assert found == result and type(found) is type(result)
 
 
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("given", [[], array("q"), "null", "~", "NULL"])
+def test_nothing_given_is_the_default(name: str, given: Any) -> None:
+    setting = EVERY[name]
+    assert setting.value(name, given) == setting.check(setting.default)
+
+
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "given"),
     [
         ("share", 1.01),
         ("share", -1),
-        ("share", float("nan")),
+        ("share", math.nan),
+        ("share", math.inf),
         ("share", True),
-        ("share", "0.5"),
+        ("share", "half"),
+        ("share", "nan"),
+        ("share", [0.5]),
         ("share", None),
         ("kind", "jpeg"),
         ("kind", 1),
-        ("name", 3),
+        ("name", ["a"]),
+        ("name", 1.5),
+        ("name", True),
         ("name", None),
+        ("name", "a\0b"),
         ("start", 1),
-        ("sizes", "352x480"),
+        ("start", "perhaps"),
         ("sizes", ["352"]),
         ("sizes", ["0x10"]),
         ("sizes", [3]),
+        ("sizes", 352),
         ("sizes", None),
         ("head", 6),
         ("head", -2),
-        ("head", 1.0),
+        ("head", 1.5),
+        ("head", math.inf),
+        ("head", math.nan),
+        ("head", "1.5"),
         ("head", True),
-        ("names", "front"),
         ("names", ["front", "front"]),
+        ("names", "front,front"),
         ("names", ["front camera"]),
         ("names", ["2nd"]),
         ("names", ["a/b"]),
         ("names", [1]),
+        ("names", [True]),
+        ("names", 1),
         ("names", None),
     ],
 )
-def test_bad_values_are_refused(name: str, value: Any) -> None:
-    with pytest.raises(ValueError):
-        TABLE[name].check(value)
+def test_bad_values_are_refused_with_what_is_allowed(name: str, given: Any) -> None:
+    with pytest.raises(ValueError) as caught:
+        TABLE[name].value(name, given)
+    assert name in str(caught.value) and TABLE[name].allowed in str(caught.value)
 
 
-@given(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.text()))
+def test_words_that_yaml_takes_for_something_else_are_explained() -> None:
+    for taken, cause in ((True, "yes, no, on, off"), (1e3, "for a number")):
+        with pytest.raises(ValueError, match=cause):
+            TABLE["name"].value("name", taken)
+    with pytest.raises(ValueError, match="yes, no, on, off"):
+        TABLE["kind"].value("kind", False)
+
+
+def test_a_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for setting in (TABLE["file"], SETTINGS["model"], SETTINGS["label_groups"]):
+        assert setting.value("x", "~/a b.onnx") == f"{tmp_path}/a b.onnx"
+        assert setting.value("x", "a~b") == "a~b"
+    assert camera.SETTINGS["source"].value("source", "~/\U0001f697.avi").startswith(str(tmp_path))
+    assert TABLE["name"].value("name", "~/x") == "~/x"
+
+
+# What a ROS parameter can be.
+INTEGERS = st.integers(-(2**63), 2**63 - 1)
+WORDS = st.one_of(
+    st.text(),
+    st.from_regex(r"[0-9]{1,4}x[0-9]{1,4}(,[0-9]{1,3}x[0-9]{1,3})*", fullmatch=True),
+    st.from_regex(r"-?[0-9]{0,3}\.?[0-9]{1,3}(e-?[0-9])?", fullmatch=True),
+    st.sampled_from(["~", "null", "on", "True", "auto", "raw", "front", "front,left", "~root/x"]),
+    st.sampled_from([word for setting in EVERY.values() for word in setting.allowed.split(", ")]),
 )
-def test_checks_raise_value_error_and_nothing_else(value: Any) -> None:
-    for setting in TABLE.values():
+GIVEN = st.one_of(
+    st.none(),
+    st.booleans(),
+    INTEGERS,
+    st.integers(-2, 70),
+    st.floats(),
+    WORDS,
+    st.lists(st.booleans()),
+    st.lists(INTEGERS),
+    st.lists(st.floats()),
+    st.lists(WORDS),
+    st.lists(st.binary(min_size=1, max_size=1)),
+    st.lists(INTEGERS).map(lambda items: array("q", items)),
+    st.lists(st.floats()).map(lambda items: array("d", items)),
+)
+
+
+def is_documented(setting: Setting, value: Any) -> bool:
+    """Whether a value is one that the parameter's own text allows."""
+    if setting.limits is not None:
+        low, high = setting.limits
+        return type(value) is type(low) and low <= value <= high
+    if isinstance(setting.default, bool):
+        return isinstance(value, bool)
+    if isinstance(setting.default, list):
+        items = [re.fullmatch("[A-Za-z0-9_]+", str(item)) or len(item) == 2 for item in value]
+        return isinstance(value, list) and all(items)
+    if setting.allowed.startswith("one of "):
+        return value in setting.allowed.removeprefix("one of ").split(", ")
+    return isinstance(value, str)
+
+
+@given(GIVEN)
+@example("1" * 5000)  # more digits than Python reads
+@example(["1x1"] * 1000)
+def test_every_parameter_takes_every_value_or_says_why_not(given: Any) -> None:
+    for name, setting in EVERY.items():
         try:
-            setting.check(value)
+            value = setting.value(name, given)
         except ValueError as error:
-            assert str(error)
+            assert name in str(error) and setting.allowed in str(error)
+            assert len(str(error)) < 600
+        else:
+            assert is_documented(setting, value), (name, given, value)
+            # What `ros2 param get` shows may be set again, and is the same.
+            stored = setting.stored(value)
+            assert type(stored) is type(setting.default) and stored != []
+            assert setting.value(name, stored) == value
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("latency_budget", "latency_budget_ms"),
+        ("modell", "model"),
+        ("Model", "model"),
+        ("min-confidence", "min_confidence"),
+        ("max.age.ms", "max_age_ms"),
+        ("label_group", "label_groups"),
+        ("camera", "cameras"),
+        ("robot_description", None),
+    ],
+)
+def test_the_nearest_name(asked: str, meant: str | None) -> None:
+    assert nearest(asked, SETTINGS) == meant
+
+
+@pytest.fixture
+def node(graph: Any) -> Iterator[Node]:
+    node = Node("settings")
+    yield node
+    node.destroy_node()
 
 
 def test_a_bad_start_value_leaves_the_default_and_a_fault(graph_with: Callable[..., Any]) -> None:
@@ -108,13 +244,13 @@ def test_a_bad_start_value_leaves_the_default_and_a_fault(graph_with: Callable[.
     assert sorted(settings.faults) == ["kind", "share"]
     assert "a number from 0 to 1" in settings.faults["share"]
     assert "raw, compressed" in settings.faults["kind"]
+    assert node.get_parameter("share").value == 0.5
     node.set_parameters([Parameter("share", value=0.75)])
     assert settings["share"] == 0.75 and list(settings.faults) == ["kind"]
     node.destroy_node()
 
 
-def test_a_refused_value_changes_nothing(graph: Any) -> None:
-    node = Node("settings")
+def test_a_refused_value_changes_nothing(node: Node) -> None:
     locked = False
     settings = Settings(node, TABLE, locked=lambda: locked)
 
@@ -122,6 +258,11 @@ def test_a_refused_value_changes_nothing(graph: Any) -> None:
         return node.set_parameters([Parameter(name, value=value)])[0]
 
     assert put("share", 1).successful  # a whole number is a number
+    assert node.get_parameter("share").value == 1.0
+    assert put("names", "front,left").successful
+    assert node.get_parameter("names").value == ["front", "left"]
+    assert put("names", []).successful
+    assert (node.get_parameter("names").value, settings["names"]) == ([""], [])
     refused = put("share", 2)
     assert not refused.successful and "from 0 to 1" in refused.reason
     assert not put("share", 1.5).successful  # here rclpy's own range check is first
@@ -134,4 +275,3 @@ def test_a_refused_value_changes_nothing(graph: Any) -> None:
     assert not refused.successful and "clean up" in refused.reason
     assert put("share", 0.1).successful
     assert (settings["kind"], settings["share"]) == ("compressed", 0.1)
-    node.destroy_node()
