@@ -44,7 +44,7 @@ class CameraOutputs:
     def __init__(self, node: Node, camera: str, settings: Settings) -> None:
         self._node = node
         self._settings = settings
-        self._suspects: set[Publisher] = set()  # with a subscriber that once did not match
+        self._suspects: dict[str, Publisher] = {}  # with a subscriber that once did not match
         prefix = f"~/{camera}/" if camera else "~/"
         kinds: dict[str, type] = {
             **dict.fromkeys(IMAGES, Image),
@@ -115,7 +115,9 @@ class CameraOutputs:
             if "color" in wanted:
                 self._publish("color", header, render.heat_map(heat), "rgb8")
             if "overlay" in wanted:
-                painted = render.heat_overlay(read_rgb(frame.message), heat, alpha)
+                painted = render.heat_overlay(
+                    read_rgb(frame.message, None, None, frame.reading), heat, alpha
+                )
                 self._publish("overlay", header, painted, "rgb8")
             return
         labels = prediction.labels
@@ -124,7 +126,9 @@ class CameraOutputs:
             colours = render.colour_map(labels, engine.colours)
             self._publish("color", header, colours, "rgb8")
         if "overlay" in wanted:
-            painted = render.overlay(read_rgb(frame.message), labels, engine.colours, alpha)
+            painted = render.overlay(
+                read_rgb(frame.message, None, None, frame.reading), labels, engine.colours, alpha
+            )
             _legend(engine.classes, *frame.size).draw(painted, labels)
             self._publish("overlay", header, painted, "rgb8")
 
@@ -142,7 +146,7 @@ class CameraOutputs:
             topic,
             qos.OUTPUT,
             event_callbacks=PublisherEventCallbacks(
-                incompatible_qos=lambda _: self._suspects.add(publisher)
+                incompatible_qos=lambda _: self._suspects.update({topic: publisher})
             ),
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
@@ -151,12 +155,14 @@ class CameraOutputs:
     def unmatched(self) -> list[str]:
         """A sentence for each topic that has a subscriber which asks for more than it offers."""
         said = []
-        for publisher in list(self._suspects):
-            topic = publisher.topic_name
-            subscribers = self._node.get_subscriptions_info_by_topic(topic)
-            sentence = qos.subscriber_mismatch(topic, publisher.qos_profile, subscribers)
+        for name, publisher in list(self._suspects.items()):
+            # By the name that it was created with: rclpy remaps it here, too.
+            subscribers = self._node.get_subscriptions_info_by_topic(name)
+            sentence = qos.subscriber_mismatch(
+                publisher.topic_name, publisher.qos_profile, subscribers
+            )
             if sentence is None:
-                self._suspects.remove(publisher)
+                del self._suspects[name]
             else:
                 said.append(sentence)
         return said

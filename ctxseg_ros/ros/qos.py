@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rclpy.qos import (
@@ -27,6 +27,11 @@ DIAGNOSTICS = QoSProfile(reliability=ReliabilityPolicy.RELIABLE, depth=10)
 # Small, and asked for as best effort it matches every camera driver.
 CAMERA_INFO = QoSProfile(reliability=ReliabilityPolicy.BEST_EFFORT, depth=5)
 CAMERA_INFO_OUTPUT = QoSProfile(reliability=ReliabilityPolicy.RELIABLE, depth=100)
+
+IMAGE, COMPRESSED_IMAGE = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+COMPRESSED = "/compressed"
+# image_transport's plugins that this node does not read.
+_OTHER_PLUGINS = ("zstd", "theora", "ffmpeg", "compressedDepth")
 
 FRAMES_DEPTH = 10
 RELIABILITIES = ("auto", "reliable", "best_effort")
@@ -66,7 +71,7 @@ def mismatch(
         if publisher.topic_type != message_type:
             return (
                 f"{name} publishes {publisher.topic_type} on {topic}, this node reads "
-                f"{message_type}: remap `image` to another topic or set image_transport"
+                f"{message_type}: {_of_type(topic, publisher.topic_type)}"
             )
         if reason := _why_not(publisher.qos_profile, wanted):
             return (
@@ -74,6 +79,48 @@ def mismatch(
                 f"{describe(publisher.qos_profile)}; this node asks for {describe(wanted)} "
                 f"({reason}): set input_reliability to auto or best_effort, or let the camera "
                 "publish reliable"
+            )
+    return None
+
+
+def _of_type(topic: str, message_type: str) -> str:
+    """How this node is made to read messages of a type on a topic."""
+    if message_type == IMAGE:
+        return "set image_transport:=raw and remap `image` to it"
+    if message_type != COMPRESSED_IMAGE:
+        return "remap `image` to another topic"
+    if topic.endswith(COMPRESSED):
+        return (
+            f"set image_transport:=compressed and remap `image` to {topic.removesuffix(COMPRESSED)}"
+        )
+    return "set image_transport:=compressed and remap `image/compressed` to it"
+
+
+def other_transport(
+    topic: str, compressed: bool, published: Mapping[str, Collection[str]]
+) -> str | None:
+    """What to do where nobody publishes `topic`, but the same images in another way; else None.
+
+    `published`: the types of each topic that somebody publishes.
+    """
+    image = topic.removesuffix(COMPRESSED) if compressed else topic
+    nobody = f"nobody publishes {topic}"
+    other = image if compressed else image + COMPRESSED
+    if COMPRESSED_IMAGE in published.get(other, ()):
+        if compressed:
+            return (
+                f"{nobody}, but {other} is compressed: remap `image` to "
+                f"{other.removesuffix(COMPRESSED)}, /compressed is added to it"
+            )
+        return f"{nobody}, but {other} is published: set image_transport:=compressed"
+    if compressed and IMAGE in published.get(other, ()):
+        return f"{nobody}, but {other} is published: set image_transport:=raw"
+    for plugin in _OTHER_PLUGINS:
+        if f"{image}/{plugin}" in published:
+            return (
+                f"{nobody}, but {image}/{plugin} is published, which this node does not read: let "
+                "the camera publish raw or compressed images, or republish it (ros2 run "
+                f"image_transport republish {plugin} raw)"
             )
     return None
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parameters of segment_node: defaults, ranges, descriptions."""
 
+from ctxseg_ros.encodings import ENCODINGS
 from ctxseg_ros.refinement import KINDS, NONE
 from ctxseg_ros.ros import qos
 from ctxseg_ros.ros.parameters import (
@@ -13,6 +14,7 @@ from ctxseg_ros.ros.parameters import (
     sizes,
     switch,
 )
+from ctxseg_ros.ros.stream import AUTO
 from ctxseg_ros.runtimes import DEVICES
 
 SETTINGS: dict[str, Setting] = {
@@ -64,6 +66,19 @@ SETTINGS: dict[str, Setting] = {
     ),
     "input_reliability": choice(
         "auto", qos.RELIABILITIES, "QoS asked for; auto: what the publishers of `image` offer"
+    ),
+    "input_encoding": choice(
+        AUTO,
+        (AUTO, *ENCODINGS),
+        "What the pixels are of frames whose own encoding does not say it (8UC1, 8UC3, 16UC1 and "
+        "the like), is empty or is not known; auto: such frames are refused",
+    ),
+    "input_bits": integer(
+        16,
+        8,
+        16,
+        "How many bits of 16-bit frames the camera uses; fewer than 16 brighten frames whose upper "
+        "bits are empty",
     ),
     "autostart": switch(
         True,

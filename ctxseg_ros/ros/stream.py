@@ -7,21 +7,26 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import ReliabilityPolicy
 from rclpy.subscription import Subscription
+from rclpy.utilities import get_rmw_implementation_identifier
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from ctxseg_ros.latency import LatencyWindow
 from ctxseg_ros.ros import qos
 from ctxseg_ros.ros.diagnostics import FrameCounts
-from ctxseg_ros.ros.images import BadImage, frame_size
+from ctxseg_ros.ros.images import BadImage, Reading, frame_size, largest_value, sensor_bits
 from ctxseg_ros.ros.parameters import Settings
 from ctxseg_ros.stamps import ClockWatch, StampOrder
 
 THROTTLE_S = 5.0  # between two log lines of one kind
 LATENCY_WINDOW = 500  # frames behind the percentiles: 20 s at 25 Hz
+AUTO = "auto"  # input_encoding: what the frames say themselves
+_DARK_FRAMES = 5  # after so many 16-bit frames with empty upper bits, that is said
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Frame:
 
     Times are seconds of the monotonic clock, which neither simulated time nor a clock that is set
     can bend. `stamp` is the camera's, as far as its clock is to be trusted, else the arrival;
-    `doubtful` while that is being found out.
+    `doubtful` while that is being found out. `reading`: what the parameters say of the pixels.
     """
 
     message: Image | CompressedImage
@@ -38,6 +43,28 @@ class Frame:
     stamp: float
     received: float
     doubtful: bool
+    reading: Reading
+
+
+def subscription_name(node: Node, image: str, compressed: bool) -> str:
+    """The name to subscribe to a camera's frames with, so that remapping rules apply once.
+
+    `image` is relative to the node's namespace. Of compressed frames a rule for
+    `IMAGE/compressed` comes first; without one the suffix goes behind what `IMAGE` is remapped to,
+    as image_proc does it. Raises ValueError where that has a rule as well.
+    """
+    if not compressed:
+        return image
+    own = f"{image}/compressed"
+    if node.resolve_topic_name(own) != node.resolve_topic_name(own, only_expand=True):
+        return own
+    name = f"{node.resolve_topic_name(image)}/compressed"
+    if node.resolve_topic_name(name) != name:
+        raise ValueError(
+            f"two remapping rules lead from {image} to {node.resolve_topic_name(name)}, one after "
+            f"the other: remap {own} itself"
+        )
+    return name
 
 
 class CameraStream:
@@ -67,6 +94,7 @@ class CameraStream:
         self.log = node.get_logger().get_child(name) if name else node.get_logger()
         self.read_delay_ms = 0.0  # from arrival in the process to the callback
         self.gaps_known = True  # False: several publishers, or messages without numbers
+        self.same_host = False  # Fast DDS: frames of a publisher come through shared memory
         self._node = node
         self._settings = settings
         self._deliver = deliver
@@ -77,18 +105,29 @@ class CameraStream:
         self._last_sequence: int | None = None
         self._last_frame = time.monotonic()
         self._read_delays: list[float] = []
+        self._heard = False  # a frame of the publishers that there are now
+        self._first = True  # no frame yet since `open`
+        self._dark_frames = self._largest = 0
+        self._depth_known = False
         prefix = f"{name}/" if name else ""
         self._info_topic = f"{prefix}camera_info"
-        # As image_transport does it: the suffix goes behind the name after remapping.
-        self.topic = node.resolve_topic_name(f"{prefix}image")
         self._compressed = settings["image_transport"] == "compressed"
-        if self._compressed:
-            self.topic += "/compressed"
+        self._name = subscription_name(node, f"{prefix}image", self._compressed)
+        self.topic = node.resolve_topic_name(self._name)
 
     @property
     def publishers(self) -> int:
         """How many publishers the topic has."""
         return len(self._publishers_seen)
+
+    @property
+    def unheard(self) -> bool:
+        """Whether there are publishers and no frame of them has ever arrived.
+
+        They may be idle. With `same_host` it may be shared memory that the two processes do not
+        share: containers, users.
+        """
+        return bool(self._publishers_seen) and not self._heard
 
     @property
     def silence_s(self) -> float:
@@ -100,6 +139,7 @@ class CameraStream:
         self.latency = LatencyWindow(LATENCY_WINDOW)
         self._last_sequence = None
         self._last_frame = time.monotonic()
+        self._heard, self._first = False, True
         self._subscribe(qos.wanted_reliability(self._settings["input_reliability"], ()))
         self._infos = self._node.create_subscription(
             CameraInfo, self._info_topic, self._on_camera_info, qos.CAMERA_INFO
@@ -117,7 +157,8 @@ class CameraStream:
         """Ask for what the publishers offer, and say so where nothing can match."""
         if self._frames is None:
             return
-        publishers = self._node.get_publishers_info_by_topic(self.topic)
+        # rclpy remaps this name as it remaps a subscription's.
+        publishers = self._node.get_publishers_info_by_topic(self._name)
         wanted = qos.wanted_reliability(
             self._settings["input_reliability"], [item.qos_profile for item in publishers]
         )
@@ -127,12 +168,42 @@ class CameraStream:
             self._node.get_logger().info(f"reading {self.topic} as {wanted.name.lower()}")
         seen = {bytes(item.endpoint_gid) for item in publishers}
         if seen != self._publishers_seen:
+            if self._publishers_seen and not seen & self._publishers_seen:
+                self._heard = False
             self._publishers_seen = seen
             self._last_sequence = None
-        kind = "CompressedImage" if self._compressed else "Image"
-        self.blocked = qos.mismatch(
-            self.topic, f"sensor_msgs/msg/{kind}", self._frames.qos_profile, publishers
-        )
+            self.same_host = self._is_on_this_host(seen)
+        if publishers:
+            self.blocked = qos.mismatch(
+                self.topic, self._message_type, self._frames.qos_profile, publishers
+            )
+        else:
+            self.blocked = self._other_transport()
+
+    @property
+    def _message_type(self) -> str:
+        return qos.COMPRESSED_IMAGE if self._compressed else qos.IMAGE
+
+    def _is_on_this_host(self, publishers: set[bytes]) -> bool:
+        """Whether Fast DDS takes one of the publishers for a neighbour: it knows hosts by the
+        first four bytes of an endpoint's identifier."""
+        if not get_rmw_implementation_identifier().startswith("rmw_fastrtps"):
+            return False
+        own = {
+            bytes(item.endpoint_gid)[:4]
+            for item in self._node.get_subscriptions_info_by_topic(self._name)
+            if item.node_name == self._node.get_name()
+        }
+        return any(gid[:4] in own for gid in publishers)
+
+    def _other_transport(self) -> str | None:
+        """What to do where nobody publishes the topic, but the same images in another way."""
+        published = {
+            name: kinds
+            for name, kinds in self._node.get_topic_names_and_types()
+            if self._node.count_publishers(name)
+        }
+        return qos.other_transport(self.topic, self._compressed, published)
 
     def sample(self) -> None:
         """Once a second: what `counts` and `read_delay_ms` look back on."""
@@ -149,29 +220,35 @@ class CameraStream:
     def _subscribe(self, reliability: ReliabilityPolicy) -> None:
         self._frames = self._node.create_subscription(
             CompressedImage if self._compressed else Image,
-            self.topic,
+            self._name,
             self._on_frame,  # type: ignore[arg-type]  # rclpy's types leave out the second argument
             qos.frames(reliability),
             event_callbacks=SubscriptionEventCallbacks(
                 incompatible_qos=lambda _: self.follow_publishers()
             ),
         )
+        self.topic = self._frames.topic_name
 
     def _on_camera_info(self, message: CameraInfo) -> None:
         self.camera_info = message
 
     def _on_frame(self, message: Image | CompressedImage, info: dict[str, Any]) -> None:
         received = self._last_frame = time.monotonic()
+        self._heard = True
         self.counts.add("received")
         self._count_gap(info.get("publication_sequence_number"))
         if arrived := info.get("received_timestamp"):
             self._read_delays.append(time.time() - arrived * 1e-9)
         self.encoding = message.encoding if isinstance(message, Image) else message.format
+        reading = self._reading()
         try:
-            size = frame_size(message)
+            size = frame_size(message, reading)
         except BadImage as error:
             self.drop("malformed", f"{self.topic}: {error}")
             return
+        if self._first:
+            self._first = False
+            self.log.info(f"first frame of {self.topic}: {size[1]}x{size[0]}, {self.encoding}")
         stamp = message.header.stamp
         stamp_ns = stamp.sec * 10**9 + stamp.nanosec
         if not self._order.accepts(stamp_ns):
@@ -183,9 +260,35 @@ class CameraStream:
                 age_s = self.clock.observe((now_ns - stamp_ns) * 1e-9)
         else:
             self.counts.add("unstamped")
-        frame = Frame(message, size, received - age_s, received, self.clock.doubtful)
+        doubtful = self.clock.doubtful
+        frame = Frame(message, size, received - age_s, received, doubtful, reading)
         if self._deliver(frame):
             self.counts.add("queue")
+
+    def _reading(self) -> Reading:
+        encoding = self._settings["input_encoding"]
+        return Reading("" if encoding == AUTO else encoding, self._settings["input_bits"])
+
+    def check_depth(self, frame: Frame, pixels: NDArray[np.uint8]) -> None:
+        """Warn once where 16-bit frames use their lower bits only. For the worker's thread.
+
+        `pixels`: what was read of the frame, of any size.
+        """
+        if self._depth_known or frame.reading.bits < 16:
+            return
+        # 14 bits of 16 give 64 at most; a smaller frame may have lost its brightest pixels.
+        largest = None if pixels.max() > 64 else largest_value(frame.message, frame.reading)
+        self._largest = max(self._largest, largest or 0)
+        bits = sensor_bits(self._largest)
+        self._dark_frames += 1
+        if largest is None or bits is None:
+            self._depth_known = True
+        elif self._dark_frames == _DARK_FRAMES:
+            self._depth_known = True
+            self.log.warning(
+                f"{self.topic} is nearly black: no 16-bit value of its first {_DARK_FRAMES} frames "
+                f"is above {self._largest}. If the camera has {bits} bits, set input_bits to {bits}"
+            )
 
     def _count_gap(self, sequence: int | None) -> None:
         """A publisher numbers its messages; with several of them the numbers say nothing."""

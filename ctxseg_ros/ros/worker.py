@@ -160,7 +160,7 @@ class Worker:
         times = FrameTimes(frame.stamp, frame.received, started)
         engine, controller = running.engine, running.controller
         runtime = engine.runtimes[controller.index]
-        pixels = read_rgb(frame.message, runtime.size, self._input(runtime.size))
+        pixels = read_rgb(frame.message, runtime.size, self._input(runtime.size), frame.reading)
         times.prepared = time.monotonic()
         try:
             prediction = runtime.run(pixels)
@@ -180,6 +180,7 @@ class Worker:
         stream.counts.add("labelled")
         running.recovery.frame_done(engine.device)
         try:
+            stream.check_depth(frame, pixels)
             if "camera_info" in wanted:
                 self._publish_camera_info(frame, stream, outputs)
             outputs.publish_pictures(frame, prediction, engine, wanted)
