@@ -41,11 +41,12 @@ setup(
             "camera_node = ctxseg_ros.ros.camera_node:main",
         ]
     },
-    # colcon does not install these: on a ROS machine apt has numpy, OpenCV, PyYAML and rich.
+    # colcon does not install these: a ROS machine has numpy, OpenCV, Pillow, PyYAML, rich by apt.
     install_requires=[
         "numpy>=1.26",
         "onnx>=1.16",
         "opencv-python-headless>=4.8",
+        "pillow>=10.0",
         "PyYAML>=6.0",
         "rich>=13.0",
     ],

@@ -15,11 +15,26 @@ from std_msgs.msg import Header
 
 from ctxseg_ros.ros import diagnostics, qos
 from ctxseg_ros.ros.images import to_image
-from ctxseg_ros.ros.parameters import Settings, choice, number, path, switch, text
-from ctxseg_ros.ros.source import FrameSource, SourceError
+from ctxseg_ros.ros.parameters import Settings, choice, integer, number, path, switch, text
+from ctxseg_ros.source import FrameSource, SourceError
+
+_SHOWN = 3  # sentences on losses, the latest, in the diagnostics; the log has all
 
 SETTINGS = {
-    "source": path("", "Video file, folder of images, or camera index", read_only=True),
+    "source": path(
+        "",
+        "Video or image, folder of images, pattern such as frame_%03d.png, URL, device such as "
+        "/dev/video0, or camera index; ~ is the home folder",
+        read_only=True,
+    ),
+    "source_bits": integer(
+        16,
+        8,
+        16,
+        "How many bits of 16-bit images are used; fewer than 16 brighten images whose upper bits "
+        "are empty",
+        read_only=True,
+    ),
     "rate_hz": number(
         0.0,
         0.0,
@@ -42,7 +57,8 @@ class CameraNode(Node):
     """Publishes `image` (bgr8) and `camera_info`, stamped when they are sent.
 
     One thread decodes the next frame, waits for its turn, stamps and publishes it. `end` is called
-    with the exit code when the source ends (0), or cannot be opened or read on (1).
+    with the exit code when the source ends (0), or cannot be opened or read on (1). Frames that
+    cannot be decoded are left out, counted and named; a live source that drops is reconnected.
     """
 
     def __init__(self, end: Callable[[int], None]) -> None:
@@ -62,7 +78,11 @@ class CameraNode(Node):
         try:
             if self._settings.faults:
                 raise SourceError("; ".join(self._settings.faults.values()))
-            self._source = FrameSource(self._settings["source"])
+            self._source = FrameSource(
+                self._settings["source"],
+                self._settings["source_bits"],
+                lambda line: self.get_logger().warning(line),
+            )
         except SourceError as error:
             self.get_logger().fatal(str(error))
             end(1)
@@ -73,6 +93,8 @@ class CameraNode(Node):
     def close(self, timeout_s: float) -> bool:
         """Stop publishing. False: the source was still busy after `timeout_s`."""
         self._stopping.set()
+        if self._thread.is_alive():
+            self._source.close()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
@@ -132,6 +154,15 @@ class CameraNode(Node):
             "source": self._settings["source"],
             "frames_sent": self._sent,
             "rate_hz": round((self._sent - sent) / max(now - then, 1e-3), 2),
+            "frames_unreadable": self._source.unreadable,
+            "frames_missing": self._source.missing,
+            "outages": self._source.outages,
+            "outage_s": round(self._source.outage_s, 1),
         }
-        status = diagnostics.status(self, "frames", DiagnosticStatus.OK, self._state, values)
+        trouble = self._source.trouble
+        level = DiagnosticStatus.WARN if trouble else DiagnosticStatus.OK
+        if not self._source.connected:
+            level = DiagnosticStatus.ERROR
+        message = "; ".join((self._state, *trouble[-_SHOWN:]))
+        status = diagnostics.status(self, "frames", level, message, values)
         self._diagnostics.publish(diagnostics.array(self, status))

@@ -40,8 +40,8 @@ from ctxseg_ros.model_file import ModelFileError, ModelInfo, format_size
 from ctxseg_ros.ros import qos
 from ctxseg_ros.ros.diagnostics import CAUSES
 from ctxseg_ros.ros.images import read_rgb
-from ctxseg_ros.ros.source import FrameSource, SourceError
 from ctxseg_ros.runtimes import DEVICES
+from ctxseg_ros.source import FrameSource, SourceError
 
 POINTS = ("p50", "p95", "p99")
 STAGES = ("transport", "queue", "preprocess", "inference", "refine", "postprocess", "publish")

@@ -125,7 +125,9 @@ def number(
     return Setting(default, description, check, allowed, read_only=read_only, limits=(low, high))
 
 
-def integer(default: int, low: int, high: int, description: str) -> Setting:
+def integer(
+    default: int, low: int, high: int, description: str, *, read_only: bool = False
+) -> Setting:
     """A whole number from `low` to `high`, both included; 3.0 and "3" count as 3."""
     allowed = f"a whole number from {low} to {high}"
 
@@ -140,7 +142,7 @@ def integer(default: int, low: int, high: int, description: str) -> Setting:
             raise ValueError(allowed)
         return found
 
-    return Setting(default, description, check, allowed, limits=(low, high))
+    return Setting(default, description, check, allowed, read_only=read_only, limits=(low, high))
 
 
 def choice(

@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image
 
@@ -85,13 +86,19 @@ def test_a_source_that_cannot_be_read_ends_it_with_1(
     assert said in process.output
 
 
-def test_a_damaged_image_on_the_way_ends_it_with_what_was_sent(graph: Any, tmp_path: Path) -> None:
+def test_a_damaged_image_on_the_way_is_left_out_counted_and_named(
+    graph: Any, tmp_path: Path, wait: Any
+) -> None:
     for number in range(3):
-        cv2.imwrite(str(tmp_path / f"{number}.png"), np.zeros((6, 10, 3), np.uint8))
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((6, 10, 3), number, np.uint8))
     (tmp_path / "1.png").write_bytes(b"damaged")
-    process = graph.start("camera_node", source=tmp_path, loop=False)
-    assert process.process.wait(60) == 1
-    assert "1.png cannot be decoded" in process.output and "1 frames sent" in process.output
+    images = graph.collect(Image, "image")
+    process = graph.start("camera_node", source=tmp_path, loop=False, wait_for_subscriber=True)
+    assert process.process.wait(60) == 0
+    wait(lambda: [message.data[0] for message in images] == [0, 2])
+    wait(lambda: graph.values("frames").get("frames_unreadable") == "1")
+    assert graph.status("frames").level == DiagnosticStatus.WARN
+    assert "1.png" in graph.status("frames").message and "1.png" in process.output
 
 
 def test_no_1080p_frame_is_lost_with_the_profile(

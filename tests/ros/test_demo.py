@@ -18,7 +18,7 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from ctxseg_ros import store
 from ctxseg_ros.ros import demo
 from ctxseg_ros.ros.diagnostics import CAUSES
-from ctxseg_ros.ros.source import FrameSource
+from ctxseg_ros.source import FrameSource
 
 ROOT = Path(__file__).resolve().parents[2]
 

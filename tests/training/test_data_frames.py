@@ -279,7 +279,7 @@ def test_videos(video, small):
 def test_a_video_without_frames_is_named(tmp_path, video, data):
     path = tmp_path / "bad.avi"
     path.write_bytes(video.read_bytes()[:300] if data == "half" else data)
-    with pytest.raises(DataError, match=r"bad\.avi: no frame can be decoded"):
+    with pytest.raises(DataError, match=r"bad\.avi: (the file is empty|not a video)"):
         open_frames(path)
 
 
@@ -311,7 +311,7 @@ def test_every_bad_file_is_named(tmp_path, small):
     with pytest.raises(BrokenFiles) as caught:
         open_frames(tmp_path)
     *images, video, bag = caught.value.lines
-    assert "a.avi: no frame" in video and "b.mcap: cannot be read" in bag
+    assert "a.avi: not a video" in video and "b.mcap: cannot be read" in bag
     assert images == [
         f"{tmp_path}/1.png: cannot be read as an image",
         f"{tmp_path}/3.png: 96x15 pixels, fewer than 16 on a side",

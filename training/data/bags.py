@@ -13,10 +13,8 @@ from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_typestore
 from rosbags.typesys.store import Typestore
 
+from ctxseg_ros.files import BAG_SUFFIXES
 from training.data.files import DataError, progress
-
-#: Storage files of a bag that are read without their folder's metadata.yaml.
-BAG_SUFFIXES = {".mcap", ".db3"}
 
 _IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 # What saves a recording that was cut short: a storage file by its suffix, or a folder.

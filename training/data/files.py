@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -15,11 +16,15 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from ctxseg_ros.encodings import BadImage, stated_size
+from ctxseg_ros import image_file
+from ctxseg_ros.files import IMAGE_SUFFIXES, shown, walk
+from ctxseg_ros.image_file import ALL_BITS
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp"}
+_log = logging.getLogger(__name__)
 
 _SHOWN = 50  # files that a message names; the checker names them all
+
+_dark_folders: set[Path] = set()  # that a warning was given of
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -72,63 +77,68 @@ def progress(items, what: str, total: int | None):  # type: ignore[no-untyped-de
 
 
 def image_files(folder: Path) -> dict[str, Path]:
-    """Image files below a folder by their path within it, less the suffix, sorted.
+    """Image files below a folder by their path within it, less the suffix, in natural order.
+
+    See ``ctxseg_ros.files.walk`` for what is read; a warning says what was passed over.
 
     Raises:
         DataError: there is no such folder, it holds no image, or two files share a stem.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            stem = path.relative_to(folder).with_suffix("").as_posix()
-            if stem in found:
-                raise DataError(f"{path} and {found[stem]} share a stem: which is meant?")
-            found[stem] = path
+    found = files_below(folder, IMAGE_SUFFIXES)
     if not found:
-        raise DataError(f"{folder}: no image files in it")
-    return found
+        raise DataError(f"{shown(folder)}: no image files in it")
+    by_stem: dict[str, Path] = {}
+    for path in found:
+        stem = path.relative_to(folder).with_suffix("").as_posix()
+        if stem in by_stem:
+            both = f"{shown(path)} and {shown(by_stem[stem])}"
+            raise DataError(f"{both} have the same name but for the suffix: remove one of them")
+        by_stem[stem] = path
+    return by_stem
+
+
+def files_below(
+    folder: Path,
+    suffixes: Collection[str],
+    is_item: Callable[[Path], bool] = lambda folder: False,
+) -> list[Path]:
+    """What ``ctxseg_ros.files.walk`` finds; a warning says what was passed over.
+
+    Raises:
+        DataError: there is no such folder, or it cannot be read.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{shown(folder)}: no such folder")
+    try:
+        found = walk(folder, suffixes, is_item)
+    except OSError as error:
+        raise DataError(f"{shown(folder)}: cannot be read ({error.strerror})") from error
+    if line := found.passed_over_line():
+        _log.warning(line)
+    return found.paths
 
 
 def decoded(path: Path, flags: int) -> np.ndarray:
-    """The pixels of an image file as OpenCV decodes it with ``flags`` (``cv2.IMREAD_...``).
+    """The pixels of an image file, see ``ctxseg_ros.image_file.decoded``. Raises DataError."""
+    try:
+        return image_file.decoded(path, flags)
+    except image_file.BadImageFile as error:
+        raise DataError(str(error)) from error
 
-    Not detected: damage in the middle of a JPEG, which has no checksums; decoders show it as
-    smeared or shifted blocks, often without a warning. A PNG has checksums, and they are checked.
+
+def read_image(path: Path, bits: int = ALL_BITS) -> np.ndarray:
+    """An image file as uint8 [H, W, 3], RGB, see ``ctxseg_ros.image_file.read_bgr``.
+
+    A warning, once for a folder, says that images of 16 bits are nearly black.
 
     Raises:
-        DataError: the file is missing, no image, too large (more than 2**30 pixels), or cut short;
-            a JPEG without its end marker counts as cut short, whatever is missing before it.
+        DataError: the file is missing, not an image, damaged, or of floating-point numbers.
     """
     try:
-        data = path.read_bytes()
-        stated_size(data)
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read as an image ({error.strerror})") from error
-    except BadImage as error:
-        raise DataError(f"{path}: {error.cause}; copy it again or remove it") from error
-    except cv2.error as error:  # such as a header that asks for more pixels than OpenCV allows
-        raise DataError(f"{path}: cannot be read as an image ({error.err})") from error
-    if image is None:
-        raise DataError(f"{path}: cannot be read as an image")
-    return image
-
-
-def read_image(path: Path) -> np.ndarray:
-    """An image file as uint8 [H, W, 3], RGB.
-
-    Grey becomes RGB, alpha is dropped, 16 bits become 8 (by 255 / 65535, rounded), and the EXIF
-    orientation is applied.
-
-    Raises:
-        DataError: see ``decoded``; or it is of floating-point numbers.
-    """
-    # OpenCV alone would turn 16 bits into 8 by dropping the lower ones.
-    image = decoded(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    if image.dtype == np.uint16:
-        image = cv2.convertScaleAbs(image, alpha=255 / 65535)
-    if image.dtype != np.uint8:
-        raise DataError(f"{path}: pixels are {image.dtype}; save it with 8 or 16 bits")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        bgr, highest = image_file.read_bgr(path, bits)
+    except image_file.BadImageFile as error:
+        raise DataError(str(error)) from error
+    if (dark := image_file.too_dark(highest, bits)) and path.parent not in _dark_folders:
+        _dark_folders.add(path.parent)
+        _log.warning("%s: %s", shown(path), dark)
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)

@@ -4,24 +4,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from ctxseg_ros.encodings import BadImage, read_rgb
-from training.data.bags import BAG_SUFFIXES, bag_images, is_bag
+from ctxseg_ros.encodings import AS_STATED, BadImage, Reading, read_rgb
+from ctxseg_ros.files import BAG_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, shown
+from ctxseg_ros.image_file import ALL_BITS
+from ctxseg_ros.video import Loss, Video, VideoError
+from training.data.bags import bag_images, is_bag
 from training.data.files import (
-    IMAGE_SUFFIXES,
     BrokenFiles,
     DataError,
     each_file,
+    files_below,
     progress,
     read_image,
 )
-
-VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg"}
 
 #: Pixels that a frame has at least, in height and width: networks that halve it four times are
 #: left with one.
@@ -31,6 +33,8 @@ LEAST_SIDE = 16
 MOST_KEPT = 4 * 2**30
 
 _JPEG_QUALITY = 95
+
+_SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES | BAG_SUFFIXES
 
 #: A path, or several.
 Source = str | Path | Sequence[str | Path]
@@ -44,10 +48,11 @@ class _Frame:
     place: Path | bytes
     size: tuple[int, int]
     one_colour: bool
+    bits: int = ALL_BITS
 
     def read(self) -> np.ndarray:
         if isinstance(self.place, Path):
-            return read_image(self.place)
+            return read_image(self.place, self.bits)
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
         pixels = cv2.imdecode(np.frombuffer(self.place, np.uint8), flags)
         return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
@@ -62,7 +67,8 @@ class FrameList(Sequence[np.ndarray]):
 
     ``names``: file, and the number in it or the topic and the number. ``sizes``: (height, width).
     ``one_colour``: names of frames of a single colour. ``left_out``: one line for each message of
-    a bag that cannot be read. ``kept_bytes``: of memory.
+    a bag, or run of frames of a video, that cannot be read, and for each video that ends early.
+    ``kept_bytes``: of memory.
     """
 
     def __init__(self, frames: Sequence[_Frame], left_out: Sequence[str]) -> None:
@@ -79,18 +85,25 @@ class FrameList(Sequence[np.ndarray]):
         return self._frames[index].read()
 
 
-def open_frames(source: Source, topic: str | None = None, stride: int = 1) -> FrameList:
+def open_frames(
+    source: Source, topic: str | None = None, stride: int = 1, reading: Reading = AS_STATED
+) -> FrameList:
     """Every ``stride``-th frame of one or more sources, each decoded once and checked.
+
+    A folder is read as ``ctxseg_ros.files.walk`` does. Recordings are used as far as they can be
+    read, see ``FrameList.left_out``; an image file that cannot be read is an error, since it can be
+    replaced or removed.
 
     Args:
         source: an image, a video, a ROS 2 bag (its folder, or an .mcap or .db3 file), or a folder
             of all these, at any depth; or several of them.
         topic: of the images in bags; None where a bag has only one.
+        reading: of messages in bags, and the bits of image files.
 
     Raises:
-        DataError: nothing is there, or a file cannot be read, or frames have fewer than LEAST_SIDE
-            pixels in height or width, or more than MOST_KEPT bytes would be kept; see also
-            ``bag_images``. Every file at fault is named.
+        DataError: there is nothing to read, or an image or a whole recording cannot be read, or
+            frames have fewer than LEAST_SIDE pixels in height or width, or more than MOST_KEPT
+            bytes would be kept; see also ``bag_images``. Every file at fault is named.
     """
     if stride < 1:
         raise DataError(f"stride is {stride}: it must be 1 or more")
@@ -102,16 +115,16 @@ def open_frames(source: Source, topic: str | None = None, stride: int = 1) -> Fr
     wrong: list[str] = []
     left_out: list[str] = []
     try:
-        frames += each_file(_image_frame, images[::stride], "images")
+        frames += each_file(partial(_image_frame, bits=reading.bits), images[::stride], "images")
     except BrokenFiles as error:
         wrong += error.lines
     room = MOST_KEPT
     for path in files:
         try:
             if is_bag(path):
-                found = _kept(_bag_pixels(path, topic, stride, left_out), path, room)
+                found = _kept(_bag_pixels(path, topic, stride, reading, left_out), path, room)
             elif _is_video(path):
-                found = _kept(_video_pixels(path, stride), path, room)
+                found = _kept(_video_pixels(path, stride, left_out), path, room)
             else:
                 continue
         except _TooMuch:
@@ -151,46 +164,35 @@ def _listed(source: Source) -> str:
     return ", ".join(map(str, _entries(source)))
 
 
-def _is_source(path: Path) -> bool:
-    return is_bag(path) or (
-        path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES and path.is_file()
-    )
-
-
 def _files(source: Source) -> list[Path]:
-    """Images, videos and bags at or below each path, sorted there."""
+    """Images, videos and bags at or below each path."""
     return [found for entry in _entries(source) for found in _found(Path(entry))]
 
 
 def _found(path: Path) -> list[Path]:
+    name = shown(path)
     if not path.exists():
-        raise DataError(f"{path}: no such file or folder")
-    if _is_source(path):
+        raise DataError(f"{name}: no such file or folder")
+    if is_bag(path):
         return [path]
     if path.is_dir():
-        if found := list(_below(path)):
+        if found := files_below(path, _SUFFIXES, is_bag):
             return found
-        raise DataError(f"{path}: no images, videos or bags in it")
+        raise DataError(f"{name}: no images, videos or bags in it")
     if path.suffix == ".bag":
         raise DataError(
-            f"{path}: a bag of ROS 1; convert it: rosbags-convert --src {path.name} --dst FOLDER"
+            f"{name}: a bag of ROS 1; convert it: rosbags-convert --src {path.name} --dst FOLDER"
         )
-    known = sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES | BAG_SUFFIXES)
-    raise DataError(f"{path}: no image, video or bag by its suffix ({', '.join(known)})")
+    if path.suffix.lower() not in _SUFFIXES:
+        known = ", ".join(sorted(_SUFFIXES))
+        raise DataError(f"{name}: no image, video or bag by its suffix ({known})")
+    if not path.is_file():
+        raise DataError(f"{name}: not a regular file")
+    return [path]
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if _is_source(path):
-            yield path
-        elif path.is_dir():
-            yield from _below(path)
-
-
-def _image_frame(path: Path) -> _Frame:
-    return _checked(str(path), path, read_image(path))
+def _image_frame(path: Path, bits: int) -> _Frame:
+    return replace(_checked(shown(path), path, read_image(path, bits)), bits=bits)
 
 
 def _checked(name: str, place: Path | bytes, pixels: np.ndarray) -> _Frame:
@@ -220,43 +222,33 @@ def _jpeg(rgb: np.ndarray) -> bytes:
     return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1].tobytes()
 
 
-def _video_pixels(path: Path, stride: int) -> Iterator[tuple[str, bytes, np.ndarray]]:
-    video = cv2.VideoCapture(str(path))
-    total = max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT))) or None
-    number = -1
-    for number in progress(_grabbed(video), path.name, total):
-        if number % stride == 0:
-            good, bgr = video.retrieve()
-            if not good:
-                raise DataError(f"{path}: frame {number} cannot be decoded")
+def _video_pixels(
+    path: Path, stride: int, left_out: list[str]
+) -> Iterator[tuple[str, bytes, np.ndarray]]:
+    def lost(loss: Loss) -> None:
+        left_out.append(loss.line)
+
+    try:
+        video = Video(path)
+        frames = video.frames(lost, stride)
+        total = None if video.count is None else -(-video.count // stride)
+        for number, bgr in progress(frames, video.name, total):
             rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
-            yield f"{path}#{number}", _jpeg(rgb), rgb
-    video.release()
-    if number < 0:
-        raise DataError(
-            f"{path}: no frame can be decoded; convert it, for example with "
-            "ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT.mp4"
-        )
-
-
-def _grabbed(video: cv2.VideoCapture) -> Iterator[int]:
-    """The number of each frame, which `retrieve` would decode; the others cost less."""
-    number = 0
-    while video.grab():
-        yield number
-        number += 1
+            yield f"{video.name}#{number}", _jpeg(rgb), rgb
+    except VideoError as error:
+        raise DataError(str(error)) from error
 
 
 def _bag_pixels(
-    path: Path, topic: str | None, stride: int, left_out: list[str]
+    path: Path, topic: str | None, stride: int, reading: Reading, left_out: list[str]
 ) -> Iterator[tuple[str, bytes, np.ndarray]]:
-    """As `_video_pixels`. A recording cannot be mended: bad messages go to `left_out`."""
+    """As `_video_pixels`: messages that cannot be read go to `left_out`."""
     wrong: list[str] = []
     good = 0
     for chosen, number, message in bag_images(path, topic, stride):
         name = f"{path}:{chosen}#{number}"
         try:
-            rgb = read_rgb(message)
+            rgb = read_rgb(message, reading=reading)
         except BadImage as error:
             wrong.append(f"{name}: {error.cause}")
             continue

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which files below a folder are read: one list of suffixes, one walk, one order."""
+
+import os
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".ppm", ".pgm", ".pnm"}
+    | {".tif", ".tiff", ".webp"}
+)
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts"}
+    | {".wmv", ".flv", ".ogv", ".3gp", ".mjpg", ".mjpeg"}
+)
+#: Storage files of a ROS 2 bag.
+BAG_SUFFIXES = frozenset({".mcap", ".db3"})
+
+_NUMBER = re.compile("([0-9]+)")
+# Photos that phones write and OpenCV does not read everywhere.
+_PHOTOS = frozenset({".heic", ".heif", ".avif"})
+
+_Key = tuple[tuple[tuple[str | int, ...], str], ...]
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What a walk gave.
+
+    ``paths``: the files (and the folders that count as one item), in natural order of their paths.
+    ``passed_over``: how many entries were left out, by the reason.
+    """
+
+    folder: Path
+    paths: list[Path]
+    passed_over: dict[str, int]
+
+    def passed_over_line(self) -> str | None:
+        """One sentence that says what was left out and why; None if nothing was."""
+        if not self.passed_over:
+            return None
+        listed = ", ".join(f"{count} {reason}" for reason, count in self.passed_over.items())
+        return f"passed over in {shown(self.folder)}: {listed}"
+
+
+def walk(
+    folder: Path,
+    suffixes: Collection[str],
+    is_item: Callable[[Path], bool] = lambda folder: False,
+) -> Walk:
+    """The files at any depth below a folder whose suffix, in lower case, is in ``suffixes``.
+
+    Each real folder is read once, however many links lead to it, under its own name where it has
+    one below ``folder``. Hidden entries, whose names begin with a dot (such as the ``._*`` files
+    that a Mac writes beside each file), are left out.
+
+    Args:
+        is_item: whether a folder is one item (such as a bag) and not to be entered.
+
+    Raises:
+        OSError: ``folder`` cannot be listed. What cannot be listed below it is passed over.
+    """
+    found: list[Path] = []
+    passed_over: Counter[str] = Counter()
+    entered: set[tuple[int, int]] = set()
+    folders, links = deque([folder]), deque[Path]()
+    while folders or links:
+        current = folders.popleft() if folders else links.popleft()
+        try:
+            state = current.stat()
+            if (state.st_dev, state.st_ino) in entered:
+                passed_over["link(s) to a folder that is read anyway"] += 1
+                continue
+            entered.add((state.st_dev, state.st_ino))
+            entries = list(os.scandir(current))
+        except OSError as error:
+            if current == folder:
+                raise
+            passed_over[f"folder(s) that cannot be read ({error.strerror})"] += 1
+            continue
+        for entry in entries:
+            path = Path(entry.path)
+            if entry.name.startswith("."):
+                passed_over["hidden"] += 1
+            elif entry.is_dir():
+                if is_item(path):
+                    found.append(path)
+                else:
+                    (links if entry.is_symlink() else folders).append(path)
+            elif not entry.is_file():
+                broken = entry.is_symlink() and not path.exists()
+                passed_over["broken link(s)" if broken else "neither file nor folder"] += 1
+            elif path.suffix.lower() in suffixes:
+                found.append(path)
+            else:
+                passed_over[_kind(path.suffix.lower())] += 1
+    found.sort(key=lambda path: natural_key(path.relative_to(folder)))
+    return Walk(folder, found, dict(sorted(passed_over.items())))
+
+
+def _kind(suffix: str) -> str:
+    if suffix in _PHOTOS:
+        return f"{suffix} (not read by OpenCV everywhere: save as .jpg)"
+    return shown(suffix) or "without a suffix"
+
+
+def natural_key(path: Path) -> _Key:
+    """Sorts paths as people do, folder by folder: 1, 2, 10, not 1, 10, 2."""
+    return tuple(
+        (
+            tuple(int(part) if i % 2 else part for i, part in enumerate(_NUMBER.split(name))),
+            name,  # 1 and 01 are two names
+        )
+        for name in path.parts
+    )
+
+
+def shown(path: Path | str) -> str:
+    """A path as text that can be printed and logged: bytes that are not UTF-8 as ``\\xNN``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
