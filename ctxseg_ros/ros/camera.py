@@ -59,10 +59,13 @@ class CameraNode(Node):
     One thread decodes the next frame, waits for its turn, stamps and publishes it. `end` is called
     with the exit code when the source ends (0), or cannot be opened or read on (1). Frames that
     cannot be decoded are left out, counted and named; a live source that drops is reconnected.
+    `shortage`: why this process has no shared memory, if so (transport.py).
     """
 
-    def __init__(self, end: Callable[[int], None]) -> None:
+    def __init__(self, end: Callable[[int], None], shortage: str = "") -> None:
         super().__init__("camera")
+        if shortage:
+            self.get_logger().warning(shortage)
         self._end = end
         self._settings = Settings(self, SETTINGS)
         self._sent = 0

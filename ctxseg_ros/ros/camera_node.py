@@ -3,6 +3,7 @@
 
 import sys
 
+from ctxseg_ros.ros import transport
 from ctxseg_ros.ros.process import Process
 
 
@@ -14,7 +15,8 @@ def main(args: list[str] | None = None) -> int:
         from ctxseg_ros.ros.camera import CameraNode
     except ImportError as error:
         return process.refuse(error)
-    return process.run(lambda: CameraNode(process.end), args)
+    shortage = transport.shortage()  # before this process takes a segment of its own
+    return process.run(lambda: CameraNode(process.end, shortage), args)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from sensor_msgs.msg import CameraInfo, Image
 
 from ctxseg_ros import machine, render, store
 from ctxseg_ros.model_file import ModelFileError, ModelInfo, format_size
-from ctxseg_ros.ros import qos
+from ctxseg_ros.ros import qos, transport
 from ctxseg_ros.ros.diagnostics import CAUSES
 from ctxseg_ros.ros.images import read_rgb
 from ctxseg_ros.runtimes import DEVICES
@@ -45,7 +45,6 @@ from ctxseg_ros.source import FrameSource, SourceError
 
 POINTS = ("p50", "p95", "p99")
 STAGES = ("transport", "queue", "preprocess", "inference", "refine", "postprocess", "publish")
-PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 LIVE_SECONDS = 20.0
 SCALES = (1.0, 0.85, 0.7, 0.55)  # of the model's own sides
 READY_S = 900.0  # a TensorRT engine takes minutes to build
@@ -190,7 +189,14 @@ def play(
     source: FrameSource, info: ModelInfo, options: argparse.Namespace, console: Console
 ) -> Recording:
     """Start the nodes, play the source once, stop the nodes. Raises DemoError."""
-    use_transport_profile()
+    # In this process's own environment: its participant needs the profile as the children's do.
+    try:
+        profile = transport.choose()
+    except FileNotFoundError as error:
+        raise DemoError(str(error)) from None
+    os.environ.update(profile.variables)
+    if profile.message:
+        console.print(escape(profile.message), highlight=False)
     namespace = f"/demo_{os.getpid()}"  # a robot on the same network is none of this
     rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
     topic = "attention" if info.task == "attention" else "labels"
@@ -232,18 +238,6 @@ def play(
                 child.kill()
         recorder.destroy_node()
         rclpy.shutdown()
-
-
-def use_transport_profile() -> None:
-    """Give this process and its children the shared-memory profile, unless the user has one."""
-    if any(name in os.environ for name in PROFILE_VARIABLES):
-        return
-    for folder in (Path(__file__).parents[2], Path(sys.prefix, "share", "ctxseg_ros")):
-        path = folder / "config" / "fastdds.xml"
-        if path.is_file():
-            os.environ.update(dict.fromkeys(PROFILE_VARIABLES, str(path)))
-            return
-    raise DemoError("config/fastdds.xml is missing: install the package again")
 
 
 def _start(name: str, namespace: str, out: Path, **parameters: object) -> subprocess.Popen:

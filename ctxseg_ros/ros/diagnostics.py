@@ -12,7 +12,7 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
 
-from ctxseg_ros.ros import qos
+from ctxseg_ros.ros import qos, transport
 
 CAUSES = ("queue", "stale", "malformed", "out_of_order", "inference_error")
 """Why a frame that was received got no labels."""
@@ -112,6 +112,7 @@ class NodeHealth:
     `failure`: why configure or a start value failed. `trouble`: why the model does not run where
     it should; `broken`: it does not run at all. `busy_s`: how long the frame in work has been
     there. `needed_ms`: the budget that would hold. `refines`: part of the time is refinement.
+    `shortage`: why this process has no shared memory.
     """
 
     state: str
@@ -124,6 +125,7 @@ class NodeHealth:
     needed_ms: float | None = None
     input_size: str = ""
     refines: bool = False
+    shortage: str = ""
 
     @property
     def runs(self) -> bool:
@@ -155,6 +157,8 @@ class NodeHealth:
                     f"{self.trouble}: mend the device and set `device` again, or restart the node",
                 )
             )
+        if self.shortage:
+            found.append((WARN, self.shortage))
         if self.budget_ms and self.needed_ms is not None:
             simpler = "set refinement to none, " if self.refines else ""
             found.append(
@@ -262,7 +266,4 @@ class CameraHealth:
                 f"{self.topic} brings more frames than this node can read, {lost} were lost: "
                 f"lower the camera's rate to {self.rate_in_hz:.0f} Hz or its resolution"
             )
-        return (
-            f"{lost} frames of {self.topic} were lost in transport: give the camera's process "
-            "config/fastdds.xml too, or let it publish reliable"
-        )
+        return f"{lost} frames of {self.topic} were lost in transport: {transport.loss_advice()}"

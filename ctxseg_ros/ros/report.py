@@ -76,13 +76,14 @@ def statuses(
     streams: Sequence[CameraStream],
     latency: LatencyWindow,
     settings: Settings,
+    shortage: str,
 ) -> list[DiagnosticStatus]:
     """ "NODE: labels" on all that the node does, and "NODE: CAMERA" on each named camera.
 
     The node's level and sentence tell what was found here and at any camera.
     """
     budget_ms = settings["latency_budget_ms"]
-    health = NodeHealth(state, failure, budget_ms=budget_ms, busy_s=busy_s)
+    health = NodeHealth(state, failure, budget_ms=budget_ms, busy_s=busy_s, shortage=shortage)
     values: dict[str, Any] = {"state": state}
     if running is not None:
         _add_running(running, health, values)

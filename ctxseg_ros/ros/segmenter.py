@@ -51,10 +51,16 @@ T = TypeVar("T")
 
 
 class SegmentNode(LifecycleNode):
-    """configure loads the model, activate subscribes and starts the worker; see the README."""
+    """configure loads the model, activate subscribes and starts the worker; see the README.
 
-    def __init__(self) -> None:
+    `shortage`: why this process has no shared memory, if so (transport.py).
+    """
+
+    def __init__(self, shortage: str = "") -> None:
         super().__init__("segment")
+        self._shortage = shortage
+        if shortage:
+            self.get_logger().warning(shortage)
         self._state = "unconfigured"
         self._failure: str | None = None  # why the last configure failed
         self._running: Running | None = None  # while configured and not active
@@ -461,6 +467,7 @@ class SegmentNode(LifecycleNode):
             [stream for stream, _ in self._cameras.values()],
             self._latency,
             self._settings,
+            self._shortage,
         )
         self._diagnostics.publish(diagnostics.array(self, *statuses))
 
