@@ -70,13 +70,13 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def write_image(path: Path, rgb: NDArray[np.uint8]) -> None:
-    """Write an image, uint8 [H, W, 3] RGB, in the format of the suffix, as `write_bytes` does.
+def write_image(path: Path, image: NDArray[np.uint8]) -> None:
+    """Write an image, uint8 [H, W, 3] RGB or [H, W] grey, in the format of the path's suffix.
 
-    Raises OutputError.
+    Whole or not at all, as `write_bytes`. Raises OutputError.
     """
-    _, data = cv2.imencode(path.suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
-    write_bytes(path, data.tobytes())
+    pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
+    write_bytes(path, cv2.imencode(path.suffix, pixels)[1].tobytes())
 
 
 @contextlib.contextmanager

@@ -114,6 +114,9 @@ def test_images_are_rgb(tmp_path):
     write_image(tmp_path / "a.png", rgb)
     found = cv2.cvtColor(cv2.imread(str(tmp_path / "a.png")), cv2.COLOR_BGR2RGB)
     assert np.array_equal(found, rgb)
+    write_image(tmp_path / "b.png", rgb[..., 0])
+    grey = cv2.imread(str(tmp_path / "b.png"), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(grey, rgb[..., 0])
 
 
 def refusals(tmp_path):

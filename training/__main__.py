@@ -13,12 +13,12 @@ import sys
 import lightning as L
 from lightning.pytorch.cli import LightningCLI
 
+from ctxseg_ros.command import run_command
 from training.data.pairs import DataError
 from training.networks.weights import WeightsError
-from training.systems.labelled import TrainingDiverged
 
 
-class BadArguments(RuntimeError):
+class BadArguments(ValueError):
     """A system or a data set refused its arguments; the message is theirs."""
 
 
@@ -42,7 +42,13 @@ class CLI(LightningCLI):
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run LightningCLI. Returns 1, after one clear line, if arguments, data or loss are wrong."""
+    """Run LightningCLI; returns the exit code (``ctxseg_ros.command``)."""
+    return run_command(
+        "training", lambda: _run(args), bad_input=(BadArguments, DataError, WeightsError, OSError)
+    )
+
+
+def _run(args: list[str] | None) -> None:
     try:
         CLI(
             L.LightningModule,
@@ -54,15 +60,14 @@ def main(args: list[str] | None = None) -> int:
             trainer_defaults={"use_distributed_sampler": False},
             args=args,
         )
-    except (BadArguments, DataError, WeightsError, TrainingDiverged, FileNotFoundError) as error:
-        print(f"training: {error}", file=sys.stderr)
-        return 1
     except pickle.UnpicklingError as error:
-        print(
-            f"training: the checkpoint of --ckpt_path is damaged or none: {error}", file=sys.stderr
-        )
-        return 1
-    return 0
+        raise BadArguments(
+            f"the checkpoint of --ckpt_path is damaged or no checkpoint: {error}"
+        ) from error
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning exits with 1 after Ctrl-C
+            raise KeyboardInterrupt from error
+        raise
 
 
 if __name__ == "__main__":

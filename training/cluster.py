@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
+from ctxseg_ros.command import run_command
 from ctxseg_ros.machine import commit
-from ctxseg_ros.model_file import ModelFileError, ModelInfo, format_size, parse_size
+from ctxseg_ros.model_file import ModelInfo, format_size, parse_size
 from ctxseg_ros.resize import resized
-from ctxseg_ros.runtimes import RuntimeUnavailable
 from training.clustering import CENTROIDS_EACH, VECTORS_EACH, Clustering, cluster, unit
 from training.commands import checked_name, counted, evenly, shown_frames
 from training.data.files import DataError, progress
@@ -322,7 +322,8 @@ def main() -> int:
     parser.add_argument("--terms", metavar="TEXT", help="of that data")
     args = parser.parse_args()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    try:
+
+    def work() -> None:
         name = checked_name(args.out, args.name)
         source, found = export_clusters(
             open_encoder(args.weights, args.arch),
@@ -337,13 +338,9 @@ def main() -> int:
             args.data,
             args.terms,
         )
-    except (ExportError, ModelFileError, RuntimeUnavailable, OSError, ValueError) as error:
-        print(f"cluster: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    report(args.out, source, found)
-    return 0
+        report(args.out, source, found)
+
+    return run_command("cluster", work)
 
 
 if __name__ == "__main__":

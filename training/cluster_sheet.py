@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctxseg_ros.model_file import ClassInfo, ModelInfo
+from ctxseg_ros.output_files import make_folder, write_image, write_text
 from ctxseg_ros.pipeline import FrameSegmenter
 from ctxseg_ros.prediction import UNLABELLED
 from ctxseg_ros.render import overlay
@@ -78,12 +79,13 @@ def write_sheet(
 
     Raises:
         NamingError: the model has no clusters, or there is a names file already.
+        OutputError: they cannot be written.
     """
     check_task(info)
     names = folder / NAMES_FILE
     if names.exists():
         raise NamingError(f"{names}: is there already; move it away, or give another --sheet")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     best, shares = _examples(info, frames, size, device)
     rows = [
         _row(item, share, [(frames[e.frame], e.labels) for e in examples])
@@ -93,8 +95,8 @@ def write_sheet(
     sheet = np.full((len(rows) * height, rows[0].shape[1], 3), _BACKGROUND, np.uint8)
     for i, row in enumerate(rows):
         sheet[i * height : i * height + row.shape[0]] = row
-    cv2.imwrite(str(folder / SHEET_FILE), sheet[..., ::-1])
-    names.write_text(_form(info, shares), encoding="utf-8")
+    write_image(folder / SHEET_FILE, sheet)
+    write_text(names, _form(info, shares))
 
 
 def _examples(

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from ctxseg_ros.model_file import ModelFileError, write_metadata
+from ctxseg_ros.output_files import check_writable
 from training.data.frames import FrameList, Source, open_frames
 
 
@@ -17,12 +18,12 @@ def checked_name(out: Path, name: str | None) -> str:
     """The name of the model that is to be written to ``out``: ``name``, or the stem of ``out``.
 
     Raises:
-        ModelFileError: no model file can be there, or have that name.
+        OutputError: no file can be written there.
+        ModelFileError: no model file can have this suffix or that name.
     """
     if out.suffix != ".onnx":
         raise ModelFileError(f"{out}: a model file ends in .onnx; give --out {out}.onnx")
-    if not out.absolute().parent.is_dir():
-        raise ModelFileError(f"{out}: its folder does not exist")
+    check_writable(out)
     name = name or out.stem
     try:  # write_metadata knows which names there can be; all else of this is right
         write_metadata(

@@ -7,7 +7,6 @@ What is scored is what the node runs: the exported file, through the same runtim
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections import defaultdict
@@ -23,12 +22,14 @@ from rich.progress import track
 from rich.table import Table
 
 from ctxseg_ros.attention import mass_mask
+from ctxseg_ros.command import run_command
 from ctxseg_ros.crf import refine
 from ctxseg_ros.machine import commit, describe
 from ctxseg_ros.merging import hierarchy
-from ctxseg_ros.model_file import ModelFileError, ModelInfo, format_size, parse_size
+from ctxseg_ros.model_file import ModelInfo, format_size, parse_size
+from ctxseg_ros.output_files import check_writable, write_json
 from ctxseg_ros.pipeline import FrameSegmenter
-from ctxseg_ros.runtimes import RuntimeUnavailable, open_runtime
+from ctxseg_ros.runtimes import open_runtime
 from ctxseg_ros.store import load
 from training.data.bsds import check_pairs, pair_truths, read_truths
 from training.data.files import DataError, each_file, read_image
@@ -503,31 +504,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check_writable(path: Path) -> None:
-    """Raise DataError if no file can be written there."""
-    if not path.absolute().parent.is_dir():
-        raise DataError(f"{path}: its folder does not exist")
-    if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-        raise DataError(f"{path}: cannot be written")
-
-
 def main() -> int:
-    """The command. Returns 1, after one clear line, where an input is at fault."""
+    """The command; returns its exit code (``ctxseg_ros.command``)."""
     args = _parser().parse_args()
-    try:
+
+    def work() -> None:
         if args.json:
-            _check_writable(args.json)  # better known before the minutes
+            check_writable(args.json)  # better known before the minutes
         table, row = args.run(args)
         Console().print(table)
         if args.json:
-            report = {**row, "machine": describe(), "commit": commit()}
-            args.json.write_text(json.dumps(report, indent=1) + "\n")
-    except (DataError, ModelFileError, RuntimeUnavailable, ValueError, OSError) as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+            write_json(args.json, {**row, "machine": describe(), "commit": commit()})
+
+    return run_command("evaluate", work)
 
 
 if __name__ == "__main__":

@@ -25,13 +25,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from ctxseg_ros.command import CommandFailed, run_command
 from ctxseg_ros.machine import commit
-from ctxseg_ros.model_file import ModelFileError, ModelInfo, read_model_info, write_metadata
+from ctxseg_ros.model_file import ModelInfo, read_model_info, write_metadata
+from ctxseg_ros.output_files import replacing
 from ctxseg_ros.prediction import Prediction
-from ctxseg_ros.runtimes import RuntimeUnavailable, open_runtime
+from ctxseg_ros.runtimes import open_runtime
 from ctxseg_ros.runtimes.open_vino import OpenVinoRuntime, capabilities
 from training.commands import checked_name
-from training.data.files import DataError
 from training.data.frames import open_frames
 from training.data.pairs import pair_files
 from training.evaluate import evaluate_labels
@@ -63,8 +64,12 @@ SYSTEMS: dict[str, type[System]] = {
 }
 
 
-class ExportError(RuntimeError):
-    """The exported file does not do what the network does."""
+class ExportError(ValueError):
+    """A checkpoint, or what was asked for, that cannot be exported."""
+
+
+class ParityError(CommandFailed):
+    """The exported file does not compute what the network computes."""
 
 
 def export_graph(graph: nn.Module, task: str) -> onnx.ModelProto:
@@ -219,7 +224,7 @@ def parity(
     """How well a model file agrees with the labels, or the attention, that a network gave.
 
     Raises:
-        ExportError: on fewer than PARITY of the pixels or patches.
+        ParityError: on fewer than PARITY of the pixels or patches.
     """
     runtime = open_runtime(info, frames[0].shape[:2], device="cpu")
     found = compare(expected, [_said(runtime.run(frame)) for frame in frames])
@@ -227,7 +232,7 @@ def parity(
     name, share = next(iter(found.items()))
     if not share >= PARITY:
         what = "pixels' labels" if name == "label_agreement" else "patches' attention"
-        raise ExportError(
+        raise ParityError(
             f"{share:.3%} of the {what} agree with the network, {PARITY:.1%} is the least: the "
             "export went wrong; no file was written"
         )
@@ -265,20 +270,19 @@ def write_checked(
 
     Returns:
         ``ctxseg.source`` as written.
+
+    Raises:
+        OutputError: the file cannot be written.
     """
-    draft = out.with_suffix(".part")
+    with replacing(out) as draft:
 
-    def write() -> ModelInfo:
-        write_metadata(model, source=source, **metadata)
-        draft.write_bytes(model.SerializeToString())
-        return read_model_info(draft)
+        def write() -> ModelInfo:
+            write_metadata(model, source=source, **metadata)
+            draft.write_bytes(model.SerializeToString())
+            return read_model_info(draft)
 
-    try:
         source |= check(write())
         write()
-        os.replace(draft, out)
-    finally:
-        draft.unlink(missing_ok=True)
     return source
 
 
@@ -320,8 +324,9 @@ def export(
         stride: decode every stride-th of the frames only; 20 are used, evenly over those.
 
     Raises:
-        ExportError: the file differs from the network on more than 0.1 % of pixels (attention:
-            patches), or labels are given for attention.
+        ParityError: the file differs from the network on more than 0.1 % of pixels (attention:
+            patches).
+        ExportError: the checkpoint cannot be exported, or labels are given for attention.
         DataError: there are no frames, or frames and labels do not fit.
     """
     system, run = load_system(checkpoint)
@@ -395,7 +400,7 @@ def _spread(items: int, count: int) -> range:
 
 
 def main() -> int:
-    """The command. Returns 1, after one clear line, if there is no good file to write."""
+    """The command; returns its exit code (``ctxseg_ros.command``)."""
     data = Path(os.environ.get("CTXSEG_DATA", "../shared/data")) / "camvid" / "val"
     parser = argparse.ArgumentParser(prog="python -m training.export", description=__doc__)
     parser.add_argument("checkpoint", type=Path)
@@ -416,7 +421,8 @@ def main() -> int:
     parser.add_argument("--data", metavar="TEXT", help="what taught it (default: as the run says)")
     parser.add_argument("--terms", metavar="TEXT", help="of that data (default: as the run says)")
     args = parser.parse_args()
-    try:
+
+    def work() -> None:
         name = checked_name(args.out, args.name)
         source = export(
             args.checkpoint,
@@ -430,13 +436,9 @@ def main() -> int:
             args.topic,
             args.stride,
         )
-    except (ExportError, DataError, ModelFileError, RuntimeUnavailable, OSError) as error:
-        print(f"export: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    report(args.out, source)
-    return 0
+        report(args.out, source)
+
+    return run_command("export", work)
 
 
 if __name__ == "__main__":

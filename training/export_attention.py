@@ -18,9 +18,9 @@ import numpy as np
 import timm
 from numpy.typing import NDArray
 
+from ctxseg_ros.command import run_command
 from ctxseg_ros.machine import commit
 from ctxseg_ros.model_file import ModelInfo, parse_size
-from ctxseg_ros.runtimes import RuntimeUnavailable
 from ctxseg_ros.runtimes.base import pattern_image
 from training.commands import checked_name
 from training.export import (
@@ -166,9 +166,9 @@ def export_attention(
         data, terms: what taught the network, and the licence of its weights; None: what timm says.
 
     Raises:
-        ExportError: the name is unknown, the download fails, no architecture fits, the file is a
-            checkpoint of a system, or the written maps differ from the network's on more than
-            0.1 % of patches.
+        ExportError: the name is unknown, the download fails, no architecture fits, or the file is
+            a checkpoint of a system.
+        ParityError: the written maps differ from the network's on more than 0.1 % of patches.
         ValueError: the weights or the size do not fit the architecture.
         DataError: there are no frames.
     """
@@ -215,7 +215,7 @@ def export_attention(
 
 
 def main() -> int:
-    """The command. Returns 1, after one clear line, if there is no good file to write."""
+    """The command; returns its exit code (``ctxseg_ros.command``)."""
     parser = argparse.ArgumentParser(
         prog="python -m training.export_attention", description=__doc__
     )
@@ -237,7 +237,8 @@ def main() -> int:
     parser.add_argument("--terms", metavar="TEXT", help="licence of the weights")
     args = parser.parse_args()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    try:
+
+    def work() -> None:
         name = checked_name(args.out, args.name)
         source = export_attention(
             args.weights,
@@ -250,13 +251,9 @@ def main() -> int:
             args.data,
             args.terms,
         )
-    except (ExportError, RuntimeUnavailable, OSError, ValueError) as error:
-        print(f"export_attention: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    report(args.out, source)
-    return 0
+        report(args.out, source)
+
+    return run_command("export_attention", work)
 
 
 if __name__ == "__main__":

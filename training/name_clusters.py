@@ -34,11 +34,12 @@ import onnx
 import yaml
 from numpy.typing import NDArray
 
+from ctxseg_ros.command import run_command
 from ctxseg_ros.machine import commit
-from ctxseg_ros.model_file import ClassInfo, ModelFileError, ModelInfo, parse_size
+from ctxseg_ros.model_file import ClassInfo, ModelInfo, parse_size
 from ctxseg_ros.pipeline import FrameSegmenter
 from ctxseg_ros.prediction import UNLABELLED
-from ctxseg_ros.runtimes import RuntimeUnavailable, open_runtime
+from ctxseg_ros.runtimes import open_runtime
 from ctxseg_ros.store import load
 from training.cluster_sheet import (
     NAMES_FILE,
@@ -49,7 +50,7 @@ from training.cluster_sheet import (
     write_sheet,
 )
 from training.commands import checked_name, shown_frames
-from training.data.files import DataError, progress
+from training.data.files import progress
 from training.data.label_sets import LABEL_SETS, LabelSet
 from training.data.pairs import IGNORE, Pair, pair_files, read_label, read_pair
 from training.evaluate import count_pixels
@@ -310,7 +311,7 @@ def report(info: ModelInfo, naming: Naming, named: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    """The command. Returns 1, after one clear line, if there is no good file to write."""
+    """The command; returns its exit code (``ctxseg_ros.command``)."""
     parser = argparse.ArgumentParser(
         prog="python -m training.name_clusters",
         description=__doc__,
@@ -335,21 +336,7 @@ def main() -> int:
         parser.error("--labels and --sheet need --images")
     if args.out is None and args.sheet is None:
         parser.error("--labels and --names need --out")
-    try:
-        _run(args)
-    except (
-        DataError,
-        ModelFileError,
-        NamingError,
-        RuntimeUnavailable,
-        OSError,
-        ValueError,
-    ) as error:
-        print(f"name_clusters: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return run_command("name_clusters", lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ctxseg_ros.attention import attention_image
 from ctxseg_ros.model_file import ClassInfo
+from ctxseg_ros.output_files import make_folder, write_image
 from ctxseg_ros.render import heat_map
 
 #: Colours whose channels differ by this or less are too grey.
@@ -101,5 +102,5 @@ def log_picture(system: L.LightningModule, name: str, picture: NDArray[np.uint8]
             logger.experiment.add_image(name, picture, step, dataformats="HWC")
         if logger.log_dir:
             folder = Path(logger.log_dir) / "pictures"
-            folder.mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(folder / f"{name}_{step:07}.png"), picture[..., ::-1])
+            make_folder(folder)
+            write_image(folder / f"{name}_{step:07}.png", picture)

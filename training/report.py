@@ -19,9 +19,11 @@ from matplotlib import pyplot as plt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ctxseg_ros import render
-from ctxseg_ros.model_file import ModelFileError, ModelInfo
+from ctxseg_ros.command import run_command
+from ctxseg_ros.model_file import ModelInfo
+from ctxseg_ros.output_files import make_folder, replacing
 from ctxseg_ros.pipeline import FrameSegmenter
-from ctxseg_ros.runtimes import RuntimeUnavailable, open_runtime
+from ctxseg_ros.runtimes import open_runtime
 from ctxseg_ros.store import load
 from training.data.pairs import DataError, Pair, pair_files, read_image, read_label
 from training.evaluate import count_pixels
@@ -72,7 +74,8 @@ def draw_curves(curves: dict[str, Curve], classes: Sequence[str], out: Path) -> 
         right.plot(*zip(*curve, strict=True), color=plt.get_cmap("tab20")(i), label=name)
     right.set(xlabel="step", ylabel="val IoU", ylim=(0, 1))
     right.legend(bbox_to_anchor=(1, 0.5), loc="center left", frameon=False)
-    figure.savefig(out, dpi=100)
+    with replacing(out) as draft:
+        figure.savefig(draft, dpi=100)
     plt.close(figure)
 
 
@@ -112,12 +115,13 @@ def draw_worst(info: ModelInfo, pairs: Sequence[Pair], ignore: int | None, out: 
         for item in info.classes
     ]
     figure.legend(handles=patches, loc="outside lower center", ncols=count, frameon=False)
-    figure.savefig(out, dpi=80)
+    with replacing(out) as draft:
+        figure.savefig(draft, dpi=80)
     plt.close(figure)
 
 
 def main() -> int:
-    """The command. Returns 1, after one clear line, where an input is at fault."""
+    """The command; returns its exit code (``ctxseg_ros.command``)."""
     parser = argparse.ArgumentParser(prog="python -m training.report", description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="folder of the run's logs")
     parser.add_argument("--model", required=True, help="a name of `ctxseg models` or an .onnx file")
@@ -127,17 +131,16 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
     args = parser.parse_args()
     matplotlib.use("Agg")
-    try:
+
+    def work() -> None:
         info = load(args.model)
-        args.out.mkdir(parents=True, exist_ok=True)
+        make_folder(args.out)
         curves = read_curves(args.run)
         draw_curves(curves, [c.name for c in info.classes], args.out / f"{info.name}_curve.png")
         pairs = pair_files(args.images, args.labels)
         draw_worst(info, pairs, args.ignore, args.out / f"{info.name}_worst.png")
-    except (DataError, ModelFileError, RuntimeUnavailable) as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    return run_command("report", work)
 
 
 if __name__ == "__main__":

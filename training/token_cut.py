@@ -25,13 +25,14 @@ from scipy.ndimage import label
 from scipy.sparse.linalg import eigsh
 
 from ctxseg_ros.attention import mask_image
+from ctxseg_ros.command import run_command
 from ctxseg_ros.model_file import parse_size
+from ctxseg_ros.output_files import make_folder, write_image
 from ctxseg_ros.prediction import UNLABELLED
 from ctxseg_ros.render import overlay
 from ctxseg_ros.resize import resized
 from training.data.files import DataError, each_file, image_files, read_image
 from training.data.pairs import Pair, pair_files, read_pair
-from training.export import ExportError
 from training.export_attention import from_file, from_name
 from training.networks.encoder import Encoder, check_multiple
 from training.objects import jaccard, read_mask
@@ -169,6 +170,7 @@ def cut_folder(args: argparse.Namespace) -> list[float]:
 
     Raises:
         DataError: an image or mask cannot be used. ExportError, ValueError: see ``open_encoder``.
+        OutputError: masks or overlays cannot be written.
     """
     if args.out.absolute().resolve().is_relative_to(args.images.absolute().resolve()):
         raise DataError(
@@ -180,14 +182,17 @@ def cut_folder(args: argparse.Namespace) -> list[float]:
         pairs = pair_files(args.images, args.masks)
         each_file(_check, pairs, "frames and masks")
         truths = {stem: pair.label for stem, pair in zip(images, pairs, strict=True)}
+    masks, overlays = args.out / "masks", args.out / "overlays"
+    make_folder(masks)
+    make_folder(overlays)
     first = read_image(next(iter(images.values())))
     find = object_finder(*open_encoder(args.weights, args.arch, args.size, first.shape[:2]))
     scores = []
     for stem, path in track(images.items(), "objects", console=Console(stderr=True)):
         image = read_image(path)
         mask = find(image)
-        _write(args.out / "masks" / f"{stem}.png", mask.astype(np.uint8) * 255)
-        _write(args.out / "overlays" / f"{stem}.jpg", picture(image, mask)[..., ::-1])
+        write_image(masks / f"{stem}.png", mask.astype(np.uint8) * 255)
+        write_image(overlays / f"{stem}.jpg", picture(image, mask))
         if stem in truths and (truth := read_mask(truths[stem])).any():
             scores.append(jaccard(mask, truth))
     return scores
@@ -197,14 +202,8 @@ def _check(pair: Pair) -> None:
     read_pair(pair, read_mask)
 
 
-def _write(path: Path, pixels: NDArray[np.uint8]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _, data = cv2.imencode(path.suffix, pixels)
-    path.write_bytes(data.tobytes())
-
-
 def main() -> int:
-    """The command. Returns 1, after one clear line, where an input is at fault."""
+    """The command; returns its exit code (``ctxseg_ros.command``)."""
     parser = argparse.ArgumentParser(prog="python -m training.token_cut", description=__doc__)
     parser.add_argument("weights", help="a file of weights, or a timm name to download")
     parser.add_argument("--images", type=Path, required=True)
@@ -218,18 +217,15 @@ def main() -> int:
     )
     parser.add_argument("--arch", help="timm name of a file's architecture (default: as it fits)")
     args = parser.parse_args()
-    try:
+
+    def work() -> None:
         scores = cut_folder(args)
-    except (ExportError, ValueError, OSError) as error:
-        print(f"token_cut: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    if args.masks is not None:
-        mean = f"Jaccard {np.mean(scores):.3f}, mean of" if scores else "nothing to score:"
-        print(f"{mean} {len(scores)} frames with an object")
-    print(f"masks and overlays: {args.out}")
-    return 0
+        if args.masks is not None:
+            mean = f"Jaccard {np.mean(scores):.3f}, mean of" if scores else "nothing to score:"
+            print(f"{mean} {len(scores)} frames with an object")
+        print(f"masks and overlays: {args.out}")
+
+    return run_command("token_cut", work)
 
 
 if __name__ == "__main__":

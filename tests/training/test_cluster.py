@@ -425,10 +425,10 @@ def test_bad_input_is_one_line_and_writes_nothing(run, weights, source, tmp_path
         ({"--topic": "/camera"}, "there is no bag"),
     ):
         options = {"--out": out, **usual, **changes}
-        assert run(weights, *(part for item in options.items() for part in item)) == 1
+        assert run(weights, *(part for item in options.items() for part in item)) == 2
         error = capsys.readouterr().err
         assert said in error and error.startswith("cluster: ") and error.count("\n") == 1
-    assert run("vit_smal", "--source", source, "--out", out) == 1
+    assert run("vit_smal", "--source", source, "--out", out) == 2
     assert "no such file, and no model of timm's" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["empty"]
 

@@ -4,6 +4,7 @@
 import pytest
 
 from ctxseg_ros.model_file import ModelFileError
+from ctxseg_ros.output_files import OutputError
 from training.commands import checked_name, evenly
 
 
@@ -16,7 +17,6 @@ def test_a_model_is_called_as_its_file_unless_a_name_is_given(tmp_path):
     ("file", "name", "said"),
     [
         ("one", None, r"one: a model file ends in \.onnx; give --out .*one\.onnx"),
-        ("no/one.onnx", None, r"no/one\.onnx: its folder does not exist"),
         ("my clusters.onnx", None, "cannot be called 'my clusters': give --name"),
         ("one.onnx", "\u00fcber", "cannot be called '\u00fcber': give --name"),
     ],
@@ -24,6 +24,14 @@ def test_a_model_is_called_as_its_file_unless_a_name_is_given(tmp_path):
 def test_files_and_names_that_no_model_can_have(tmp_path, file, name, said):
     with pytest.raises(ModelFileError, match=said):
         checked_name(tmp_path / file, name)
+
+
+def test_places_where_no_file_can_be_written(tmp_path):
+    with pytest.raises(OutputError, match=r"no/one\.onnx: its folder does not exist"):
+        checked_name(tmp_path / "no" / "one.onnx", None)
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(OutputError, match=r"folder\.onnx: cannot be written: it is a folder"):
+        checked_name(tmp_path / "folder.onnx", None)
 
 
 def test_indices_are_spread_from_the_first_to_the_last():

@@ -66,7 +66,7 @@ def test_frames_are_summed_up(tmp_path, street_frames, capsys):
 
 @pytest.mark.parametrize("what", ["camvid", "ade20k", "stanford", "bsds", "frames"])
 def test_what_is_not_there(tmp_path, what, capsys):
-    assert main([what, str(tmp_path / "nowhere")]) == 1
+    assert main([what, str(tmp_path / "nowhere")]) == 2
     assert "nowhere" in capsys.readouterr().err
 
 
@@ -76,7 +76,7 @@ def test_ctrl_c_ends_it_without_a_traceback(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(command, "open_frames", interrupted)
     assert main(["frames", str(tmp_path)]) == 130
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", "data: interrupted\n")
 
 
 def test_bsds(data_dir, tmp_path, capsys):

@@ -379,7 +379,7 @@ def test_numbers_out_of_range(options, message):
 def test_what_cannot_be_trained_stops_before_it_begins(command, capsys, overrides, message):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert main(command("bad", **overrides)) == 1
+        assert main(command("bad", **overrides)) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "training: " in said
     assert re.search(message, said)

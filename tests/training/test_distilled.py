@@ -233,7 +233,7 @@ def test_labelled_data_is_refused(command, capfd, small_camvid):
     line = command("run")
     line = [part for part in line if not part.startswith("--data")]
     line += ["--data=training.data.module.CamVid", f"--data.init_args.root={small_camvid}"]
-    assert main(line) == 1
+    assert main(line) == 2
     assert "frames without labels" in capfd.readouterr().err
 
 
@@ -253,7 +253,7 @@ def test_bad_input_is_one_line(command, capfd, tmp_path):
         ({"data__init_args__val_frames": 0}, "val_frames 0: give 1 or more"),
         ({"model__init_args__teacher_weights": tmp_path / "other.safetensors"}, "test_vit"),
     ):
-        assert main(command("run", **option)) == 1
+        assert main(command("run", **option)) == 2
         error = [
             line for line in capfd.readouterr().err.splitlines() if line.startswith("training:")
         ]

@@ -133,7 +133,7 @@ def test_command_refuses_in_one_line(labelled, tmp_path):
         (("--model", model, "--ignore", 7, "--device", "tensorrt"), "cannot run on tensorrt"),
     ):
         done = run(*common, *args)
-        assert done.returncode == 1
+        assert done.returncode == 2
         assert said in done.stderr
         assert "Traceback" not in done.stderr
 
@@ -237,7 +237,7 @@ def test_command_matches_clusters(clustered, tmp_path):
     assert "3 images, by majority" in done.stdout
     assert f"{100 * report['other']['miou']:.2f}" in done.stdout.split("mIoU by hungarian")[1]
     refused = run(*common)
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "match them by hungarian" in refused.stderr
     assert "Traceback" not in refused.stderr
 
@@ -319,7 +319,7 @@ def test_command_scores_regions(segmented, model_factory, tmp_path):
     assert report["size"] == "nearest multiple of 16 to each image"
     assert report.keys() >= {"machine", "commit", "model", "images"}
     refused = run(*common, "--segmentations", tmp_path)
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "no .mat files in it" in refused.stderr
     assert "Traceback" not in refused.stderr
 
@@ -488,12 +488,12 @@ def test_command_refuses_what_objects_cannot_use(objects, tmp_path, monkeypatch,
         args = ("objects", "--model", model, "--images", root / "images", "--masks", masks, *more)
         out = tmp_path / "out.json"
         monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, args), "--json", str(out)])
-        assert evaluate.main() == 1
+        assert evaluate.main() == 2
         assert not out.exists()
         error = capsys.readouterr().err
         assert error.startswith("evaluate: ")
         assert said in error
     args = ("objects", "--model", model, "--images", root, "--masks", root, "--json", tmp_path)
     monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, args)])
-    assert evaluate.main() == 1
+    assert evaluate.main() == 2
     assert f"{tmp_path}: cannot be written" in capsys.readouterr().err

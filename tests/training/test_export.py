@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from training.data.camvid import CLASSES
 from training.data.frames import open_frames
 from training.export import (
     ExportError,
+    ParityError,
     attention_agreement,
     export,
     export_graph,
@@ -258,9 +260,28 @@ def test_attention_is_refused_where_it_differs_and_with_labels(
         export(checkpoint, tmp_path / "x.onnx", "x", frames_dir, frames_dir)
     known = command.network_attention
     monkeypatch.setattr(command, "network_attention", lambda *args: known(*args)[:, ::-1])
-    with pytest.raises(ExportError, match=r"% of the patches' attention agree with the network"):
+    with pytest.raises(ParityError, match=r"% of the patches' attention agree with the network"):
         export(checkpoint, tmp_path / "x.onnx", "x", frames_dir, None)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_the_old_model_file_and_nothing_else(
+    checkpoint, frames_dir, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "x.onnx"
+    out.write_bytes(b"old")
+    arguments = ["export", str(checkpoint), "--out", str(out), "--frames", str(frames_dir)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        code = command.main()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 2
+    error = capsys.readouterr().err
+    assert f"export: {out}: cannot be written: " in error and "Traceback" not in error
+    assert out.read_bytes() == b"old" and list(tmp_path.iterdir()) == [out]
 
 
 def test_attention_agreement_by_hand():
@@ -355,7 +376,7 @@ def test_refusals_name_the_cause_and_write_nothing(checkpoint, frames_dir, tmp_p
         ((checkpoint, "--frames", tmp_path / "none"), "none: no such file or folder"),
     ):
         done = run_export(*args, "--out", out)
-        assert done.returncode == 1
+        assert done.returncode == 2
         assert said in done.stderr
         assert "Traceback" not in done.stderr
     assert not out.exists()
@@ -394,7 +415,7 @@ def test_topic_and_stride_choose_the_frames_of_a_bag(
         return command.main()
 
     monkeypatch.setattr(command, "open_frames", recorded)
-    assert run() == 1
+    assert run() == 2
     assert "images on 2 topics: choose one with --topic NAME" in capsys.readouterr().err
     assert run("--topic", "/right", "--stride", "4") == 0
     assert [frames.names for frames in opened] == [[f"{bag}:/right#0", f"{bag}:/right#4"]]

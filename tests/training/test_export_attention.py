@@ -240,7 +240,7 @@ def student(tmp_path_factory) -> Path:
 
 def test_a_checkpoint_is_left_to_the_other_command(run, student, tmp_path, capsys):
     for options in ((), ("--arch", "deit_tiny_patch16_224")):
-        assert run(student, "--out", tmp_path / "x.onnx", *options) == 1
+        assert run(student, "--out", tmp_path / "x.onnx", *options) == 2
         error = capsys.readouterr().err
         assert error.startswith(f"export_attention: {student}: a checkpoint of")
         assert error.endswith("use `python -m training.export`\n") and error.count("\n") == 1
@@ -275,10 +275,10 @@ def test_bad_input_is_one_line_and_writes_nothing(run, weights, tmp_path, monkey
         ((weights, *small, "--frames", tmp_path / "none"), "none: no such file or folder"),
         ((weights, *small, "--frames", ROOT / "docs", "--topic", "/f"), "topic /f was given, but"),
     ):
-        assert run(*args, "--out", out) == 1
+        assert run(*args, "--out", out) == 2
         error = capsys.readouterr().err
         assert said in error and error.startswith("export_attention: ")
         assert error.count("\n") == 1
-    assert run(weights, *small, "--out", tmp_path / "no" / "x.onnx") == 1
+    assert run(weights, *small, "--out", tmp_path / "no" / "x.onnx") == 2
     assert "its folder does not exist" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -238,7 +238,7 @@ def test_resumed_after_a_validation_equals_unbroken(config, tmp_path):
 def test_weights_of_another_network_end_in_one_line(config, tmp_path, capfd):
     path = tmp_path / "other.safetensors"
     save_file(timm.create_model("test_vit3", num_classes=0).state_dict(), path)
-    assert main(config("run", model__init_args__weights=path)) == 1
+    assert main(config("run", model__init_args__weights=path)) == 2
     message = capfd.readouterr().err
     (line,) = [line for line in message.splitlines() if "test_vit" in line]
     assert line.startswith("training: ")

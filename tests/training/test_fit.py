@@ -118,7 +118,7 @@ def test_nan_stops_with_step_and_batch(config):
 def test_classes_of_another_set_are_refused(config):
     process = start(config("other", model__init_args__classes="stanford"))
     output, _ = process.communicate(timeout=900)
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert "training: the network has the classes of stanford, the labels are those of camvid" in (
         output
     )
@@ -129,7 +129,7 @@ def test_bad_labels_stop_before_training(config, small_camvid, tmp_path):
     cv2.imwrite(str(broken / "train" / "labels" / "003.png"), np.full((64, 96), 99, np.uint8))
     process = start(config("bad", data__init_args__root=broken))
     output, _ = process.communicate(timeout=900)
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert "003.png: ids [99] are outside the 11 classes" in output
     assert not (tmp_path / "bad" / "log" / "version_0" / "metrics.csv").exists()
 
@@ -184,5 +184,5 @@ def test_shipped_recipes_train(recipe, options, small_camvid, tmp_path):
 
 
 def test_frames_that_patches_do_not_divide_are_refused(config, capfd):
-    assert main(config("run", data__init_args__size=[60, 96])) == 1
+    assert main(config("run", data__init_args__size=[60, 96])) == 2
     assert "--data.init_args.size: image size 60x96 is no multiple" in capfd.readouterr().err

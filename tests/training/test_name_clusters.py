@@ -228,7 +228,7 @@ def test_a_model_without_logits_is_refused_before_any_work(
 ):
     model = model_factory(task="clusters", classes=5, opset=18, edit=edit)
     for args in (("--sheet", tmp_path / "s"), ("--labels", "none", "--out", tmp_path / "x.onnx")):
-        assert run("--model", model, "--images", "none", *args) == 1
+        assert run("--model", model, "--images", "none", *args) == 2
         error = capsys.readouterr().err
         assert "has no logits" in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
@@ -365,7 +365,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
     semantic = model_factory(task="semantic", name="known")
 
     def refused(said: str, *args: object) -> None:
-        assert run(*args) == 1
+        assert run(*args) == 2
         error = capsys.readouterr().err
         assert said in error and error.startswith("name_clusters: ") and error.count("\n") == 1
         assert not out.exists()
@@ -411,7 +411,7 @@ def test_what_cannot_be_written_is_refused_before_any_work(run, tmp_path, capsys
     ):
         # There are no such images, names or model: nothing was looked for.
         for how in (("--images", "none", "--labels", "none"), ("--names", "none")):
-            assert run("--model", "none", *how, "--out", tmp_path / out) == 1
+            assert run("--model", "none", *how, "--out", tmp_path / out) == 2
             error = capsys.readouterr().err
             assert cause in error and error.count("\n") == 1
 
@@ -425,7 +425,7 @@ def test_a_sheet_of_a_bag_with_two_topics_and_broken_messages(
     topics = {"/left": [raw(f) for f in frames[:2]], "/right": [*map(raw, frames[2:]), broken]}
     bag = write_bag(tmp_path / "bag", topics)
     options = ("--model", clusters, "--images", bag, "--sheet", tmp_path / "sheet")
-    assert run(*options) == 1
+    assert run(*options) == 2
     assert "choose one with --topic NAME" in capsys.readouterr().err
     assert run(*options, "--topic", "/right", "--stride", 2) == 0
     said = capsys.readouterr()

@@ -252,11 +252,11 @@ def test_command_refuses_in_one_line(weights, framed, tmp_path, monkeypatch, cap
             "0.png: labels are 6x5, their image 0.png is 640x272",
         ),
     ):
-        assert run(monkeypatch, *args, "--out", tmp_path / "out") == 1
+        assert run(monkeypatch, *args, "--out", tmp_path / "out") == 2
         error = capsys.readouterr().err
         assert error.startswith("token_cut: ")
         assert said in error
-    assert run(monkeypatch, weights, "--images", images, "--out", images / "objects") == 1
+    assert run(monkeypatch, weights, "--images", images, "--out", images / "objects") == 2
     assert "its masks would be frames of the next run" in capsys.readouterr().err
     assert not (images / "objects").exists()
     assert not (tmp_path / "out").exists()

@@ -259,13 +259,13 @@ def test_processes_count_their_own_clusters(command, tmp_path):
 def test_data_that_does_not_fit_the_system_is_refused(command, small_camvid, capsys):
     arguments = command("run", data="training.data.module.CamVid")
     arguments = [a for a in arguments if ".source" not in a] + [f"--data.root={small_camvid}"]
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     assert "W-Net trains on frames without labels, not on CamVid" in capsys.readouterr().err
 
 
 def test_damaged_checkpoints_are_refused(command, tmp_path, capsys):
     (tmp_path / "no.ckpt").write_text("no checkpoint")
-    assert main([*command("run"), f"--ckpt_path={tmp_path / 'no.ckpt'}"]) == 1
+    assert main([*command("run"), f"--ckpt_path={tmp_path / 'no.ckpt'}"]) == 2
     assert "--ckpt_path is damaged or none" in capsys.readouterr().err
 
 

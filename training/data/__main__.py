@@ -17,8 +17,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from ctxseg_ros.command import FAILED, run_command
 from training.data import bsds
-from training.data.files import BrokenFiles, DataError, each_file
+from training.data.files import BrokenFiles, each_file
 from training.data.frames import open_frames
 from training.data.label_sets import LABEL_SETS, LabelSet
 from training.data.pairs import IGNORE, Pair, read_pair
@@ -111,7 +112,10 @@ def _sizes(sizes: Sequence[tuple[int, int]]) -> str:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """The command. Returns 1 after naming every file at fault, if there is one; 130 on Ctrl-C."""
+    """The command; returns its exit code (``ctxseg_ros.command``).
+
+    Every file at fault is named, each on a line of its own.
+    """
     parser = argparse.ArgumentParser(prog="python -m training.data", description=__doc__)
     commands = parser.add_subparsers(dest="what", required=True)
     for name in (*LABEL_SETS, "bsds"):
@@ -121,25 +125,24 @@ def main(args: Sequence[str] | None = None) -> int:
     frames.add_argument("--topic", help="of the images in bags")
     frames.add_argument("--stride", type=int, default=1, help="take every n-th frame")
     options = parser.parse_args(args)
-    result: Table | str
-    try:
-        if options.what == "frames":
-            result = check_frames(options.source, options.topic, options.stride)
-        elif options.what == "bsds":
-            bsds.check(options.root)
-            result = f"{options.root}: every file can be read"
-        else:
-            result = check_labelled(LABEL_SETS[options.what], options.root)
-    except BrokenFiles as error:  # its message names the first of them only
-        print(*error.lines, f"{len(error.lines)} broken", sep="\n", file=sys.stderr)
-        return 1
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    Console().print(result)
-    return 0
+
+    def work() -> int:
+        result: Table | str
+        try:
+            if options.what == "frames":
+                result = check_frames(options.source, options.topic, options.stride)
+            elif options.what == "bsds":
+                bsds.check(options.root)
+                result = f"{options.root}: every file can be read"
+            else:
+                result = check_labelled(LABEL_SETS[options.what], options.root)
+        except BrokenFiles as error:  # its message names the first of them only
+            print(*error.lines, f"{len(error.lines)} broken", sep="\n", file=sys.stderr)
+            return FAILED
+        Console().print(result)
+        return 0
+
+    return run_command("data", work)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from ctxseg_ros.command import CommandFailed
 from ctxseg_ros.model_file import ClassInfo
 from training.data.files import DataError
 from training.data.label_sets import LABEL_SETS
@@ -22,7 +23,7 @@ from training.networks.encoder import check_multiple
 from training.scores import Scores
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(CommandFailed):
     """The loss became NaN or infinite. The message names the step and the batch."""
 
 
