@@ -118,6 +118,7 @@ _JPEG_SCALES = (
     (2, cv2.IMREAD_REDUCED_COLOR_2),
 )
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB\x60\x82"
+_PNG_HEADER_ENDS = 33
 _PNG_GREY = frozenset((0, 4))  # colour types: grey, and grey with alpha
 _CODECS = frozenset(("jpeg", "jpg", "png", "tiff", "tif", "webp", "bmp", ""))
 
@@ -471,7 +472,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
 
 
 def _png_header(data: bytes) -> _Inside:
-    if data[12:16] != b"IHDR" or data.rfind(_PNG_END) < 0:
+    if data[12:16] != b"IHDR" or data.rfind(_PNG_END, _PNG_HEADER_ENDS) < 0:
         _refuse(f"the PNG of {len(data)} bytes is damaged or cut off", _WHOLE_FRAMES)
     width, height, bits, kind = struct.unpack_from(">IIBB", data, 16)
     return _Inside(height, width, kind in _PNG_GREY, 16 if bits == 16 else 8)

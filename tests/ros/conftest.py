@@ -396,13 +396,13 @@ def image_message(
     return message
 
 
-@pytest.fixture(name="image_message")
+@pytest.fixture(name="image_message", scope="session")
 def image_message_fixture() -> Callable[..., Image]:
     """The function `image_message`."""
     return image_message
 
 
-@pytest.fixture(name="wait")
+@pytest.fixture(name="wait", scope="session")
 def wait_fixture() -> Callable[..., Any]:
     """The function `wait`."""
     return wait

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
+from ctxseg_ros import encodings
+from ctxseg_ros.encodings import largest_value, sensor_bits
 from ctxseg_ros.resize import resized
-from ctxseg_ros.ros.images import ENCODINGS, BadImage, frame_size, read_rgb, to_image
+from ctxseg_ros.ros.images import ENCODINGS, BadImage, Reading, frame_size, read_rgb, to_image
 
 # What REP 118 and sensor_msgs/image_encodings.hpp say: the order of what an encoding's name lists.
 CHANNELS = {
@@ -743,3 +745,274 @@ def test_random_bytes_give_pixels_or_bad_image(
 def test_compressed_depth_is_refused(text: str) -> None:
     with pytest.raises(BadImage, match=r"is depth.*remap `image`"):
         frame_size(compressed(PNG, text))
+
+
+# What image_transport and camera drivers state in `format`
+
+
+def spellings(encoding: str, codec: str) -> list[str]:
+    """Formats of a mosaic that was compressed as it is."""
+    return [
+        f"{encoding}; {codec} compressed ",  # image_transport
+        f"{encoding}; {codec} compressed",
+        f"{encoding};{codec} compressed",
+        f"{encoding}; {codec} compressed {encoding}",
+        f"{encoding}; {codec}",
+        f" {encoding.upper()} ; {codec.upper()} compressed ",
+        encoding,
+    ]
+
+
+def bayer_file(rgb: np.ndarray, pattern: str, bits: int, codec: str) -> bytes:
+    values = mosaic(rgb, pattern)
+    if codec == "png" and bits == 16:
+        values = values.astype(np.uint16) * 257
+    quality = (cv2.IMWRITE_JPEG_QUALITY, 98) if codec == "jpeg" else ()
+    return packed(".jpg" if codec == "jpeg" else ".png", values, *quality)
+
+
+@given(
+    st.sampled_from(PATTERNS),
+    st.sampled_from([8, 16]),
+    st.sampled_from(["png", "jpeg"]),
+    st.integers(0, 6),
+    st.sampled_from([(40, 60), (41, 61), (96, 130)]),
+    st.sampled_from([None, (20, 30), (40, 60)]),
+)
+@settings(max_examples=200, deadline=None)
+def test_a_compressed_mosaic_becomes_colour(
+    pattern: str,
+    bits: int,
+    codec: str,
+    spelling: int,
+    frame: tuple[int, int],
+    size: tuple[int, int] | None,
+) -> None:
+    rgb = smooth(*frame)
+    text = spellings(f"bayer_{pattern}{bits}", codec)[spelling]
+    message = compressed(bayer_file(rgb, pattern, bits, codec), text)
+    assert frame_size(message) == frame
+    result = read_rgb(message, size)
+    expected = resized(rgb, size) if size else rgb
+    difference = np.abs(result.astype(int) - expected)
+    assert difference.mean() < 4
+    # Grey would be as far from it as its colours are.
+    assert np.ptp(expected.astype(int), axis=2).mean() > 60
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    """Colours that change slowly, so that a demosaiced frame is near the original."""
+    rows, columns = np.mgrid[0 : np.pi : height * 1j, 0 : np.pi : width * 1j]
+    waves = (np.sin(rows), np.cos(columns) ** 2, np.cos(rows / 2) * np.sin(columns))
+    return (20 + 200 * np.dstack(waves)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("target", ["mono8", "mono16"])
+def test_a_mosaic_that_was_made_grey_before_its_compression_is_refused(
+    pattern: str, bits: int, target: str
+) -> None:
+    grey = cv2.cvtColor(smooth(40, 60), cv2.COLOR_RGB2GRAY)
+    text = f"bayer_{pattern}{bits}; jpeg compressed {target}"
+    with pytest.raises(BadImage, match=r"into grey.*colours are lost; .*PNG"):
+        frame_size(compressed(packed(".jpg", grey), text))
+
+
+@pytest.mark.parametrize("text", ["bayer_rggb8; png compressed ", "BayerRG8; png compressed "])
+def test_a_mosaic_is_never_read_as_grey(text: str) -> None:
+    """Too small to be demosaiced, and of a name that is not known."""
+    values = mosaic(smooth(40, 60), "rggb")
+    small = text.startswith("bayer")
+    data = packed(".png", values[:2, :2] if small else values)
+    with pytest.raises(BadImage, match="needs 3x3" if small else "'BayerRG8' is not known"):
+        read_rgb(compressed(data, text))
+    if not small:
+        rgb = read_rgb(compressed(data, text), reading=Reading("bayer_rggb8"))
+        assert np.abs(rgb.astype(int) - smooth(40, 60)).mean() < 4
+
+
+@pytest.mark.parametrize("text", ["bayer_rggb8; jpeg compressed bgr8", "BayerRG8; jpeg compressed"])
+def test_a_mosaic_that_was_demosaiced_before_its_compression_is_colour(text: str) -> None:
+    rgb = smooth(40, 60)
+    assert np.abs(read_rgb(compressed(packed(".jpg", rgb), text)).astype(int) - rgb).mean() < 3
+
+
+def transported(message: Image, codec: str, ros: int) -> CompressedImage:
+    """What compressed_image_transport of ROS 1 or 2 makes of an image of a known encoding: its
+    compressed_publisher.cpp and cv_bridge's conversions."""
+    encoding = message.encoding
+    name, bits = encoding.rstrip("0123456789"), bits_of(encoding)
+    grey = encoding in BAYER or name == "mono"
+    rows = np.frombuffer(message.data, np.uint8 if bits == 8 else "<u2")
+    values = rows.reshape(len(rows) * bits // 8 // message.step, -1)
+    text = f"{encoding}; {codec} compressed "
+    if grey:
+        pixels = values
+        if codec == "jpeg" and ros == 2:
+            text += "mono8"
+            if encoding in BAYER:
+                code = {"rggb": "BG", "bggr": "RG", "gbrg": "GR", "grbg": "GB"}[encoding[6:10]]
+                pixels = cv2.cvtColor(values, getattr(cv2, f"COLOR_Bayer{code}2GRAY"))
+        if codec == "jpeg" and bits == 16:  # OpenCV clips in ROS 1
+            pixels = to_8_bits(pixels) if ros == 2 else np.minimum(pixels, 255).astype(np.uint8)
+    else:
+        rgb = values.reshape(message.height, message.width, -1) if name in CHANNELS else None
+        pixels = read_rgb(message) if rgb is None else rgb[:, :, CHANNELS[name]]
+        text += f"bgr{bits}" if codec == "png" else "bgr8"
+        if codec == "jpeg" and bits == 16:
+            pixels = to_8_bits(np.ascontiguousarray(pixels))
+    data = packed(".jpg" if codec == "jpeg" else ".png", pixels, cv2.IMWRITE_JPEG_QUALITY, 98)
+    return compressed(data, text)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("codec", ["png", "jpeg"])
+@pytest.mark.parametrize("ros", [1, 2])
+def test_what_image_transport_sends_is_read_as_the_raw_frame_or_refused(
+    encoding: str, codec: str, ros: int
+) -> None:
+    message = photo_message(encoding, smooth(40, 60), 0, False)
+    sent = transported(message, codec, ros)
+    if encoding in BAYER and codec == "jpeg" and ros == 2:
+        with pytest.raises(BadImage, match="colours are lost"):
+            read_rgb(sent)
+        return
+    expected = read_rgb(message).astype(int)
+    if (
+        ros == 1
+        and codec == "jpeg"
+        and encoding.endswith("16")
+        and (encoding in BAYER or encoding == "mono16")
+    ):
+        return  # OpenCV clipped the values before they were compressed
+    assert np.abs(read_rgb(sent) - expected).mean() < (4 if codec == "jpeg" else 1.01)
+
+
+@pytest.mark.parametrize("text", ["jpeg", "jpg", "JPEG", ".jpg", "image/jpeg", "mjpeg", ""])
+def test_formats_that_state_the_codec_alone(text: str) -> None:
+    """As usb_cam, v4l2_camera, OAK and web bridges state it."""
+    rgb = smooth(40, 60)
+    assert np.abs(read_rgb(compressed(packed(".jpg", rgb), text)).astype(int) - rgb).mean() < 3
+    grey = read_rgb(compressed(packed(".png", rgb[:, :, 0]), text))
+    np.testing.assert_array_equal(grey, np.dstack([rgb[:, :, 0]] * 3))
+
+
+@pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "rgba8", "bgra8", "yuv422_yuy2", "nv24"])
+@pytest.mark.parametrize("target", ["bgr8", "rgb8", ""])
+def test_the_file_says_which_channel_is_red(encoding: str, target: str) -> None:
+    """Its own colours, as every viewer shows it, whatever `format` states beside them."""
+    rgb = smooth(40, 60)
+    alpha = np.dstack([rgb, rgb[:, :, 0]])
+    for pixels in (rgb, alpha, rgb.astype(np.uint16) * 257):
+        message = compressed(packed(".png", pixels), f"{encoding}; png compressed {target}")
+        np.testing.assert_array_equal(read_rgb(message), rgb)
+
+
+@pytest.mark.parametrize(
+    ("data", "text", "cause"),
+    [
+        (b"", "8UC3; jpeg compressed mono8", "empty, as image_transport sends it"),
+        (b"II*\0" + bytes(99), "rgb8; tiff compressed ", "but TIFF"),
+        (b"\0\0\0\x01" + bytes(99), "h264", "but H.264"),
+        (packed(".png", smooth(8, 8)), "8UC3; png compressed ", "8UC3 does not say"),
+        (packed(".png", smooth(8, 8)[:, :, 0]), "8UC1; png compressed ", "8UC1 does not say"),
+        (packed(".png", smooth(8, 8)[:, :, 0]), "grey12; png compressed ", "'grey12' is not known"),
+    ],
+)
+def test_what_cannot_be_told_is_refused_with_the_cause(data: bytes, text: str, cause: str) -> None:
+    with pytest.raises(BadImage, match=f"{cause}.*; "):
+        frame_size(compressed(data, text))
+
+
+# What `Reading` tells
+
+TYPES = {"8UC1": "mono8", "8UC": "mono8", "8UC2": "yuyv", "16UC1": "mono16"} | {
+    f"{bits}UC{count}": f"{name}{bits}"
+    for bits in (8, 16)
+    for count, name in ((3, "rgb"), (4, "rgba"))
+}
+
+
+def choices_of(kind: str) -> tuple[str, ...]:
+    with pytest.raises(BadImage) as caught:
+        frame_size(Image(height=8, width=8, encoding=kind, step=64, data=bytes(512)))
+    return caught.value.choices
+
+
+@given(st.sampled_from(sorted(TYPES)), st.data(), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_types_without_meaning_are_read_as_told(kind: str, random: Any, big_endian: bool) -> None:
+    encoding = random.draw(st.sampled_from(choices_of(kind)))
+    message = photo_message(encoding, smooth(40, 60), 3, big_endian)
+    expected = read_rgb(message)
+    message.encoding = kind
+    with pytest.raises(BadImage, match=f"encoding {kind} .*set input_encoding"):
+        read_rgb(message)
+    np.testing.assert_array_equal(read_rgb(message, reading=Reading(encoding)), expected)
+    assert frame_size(message, Reading(encoding)) == (40, 60)
+    wrong = "rgb8" if kind != "8UC3" else "mono8"
+    with pytest.raises(BadImage, match=f"{kind} cannot be {wrong}.*set input_encoding to "):
+        frame_size(message, Reading(wrong))
+
+
+@pytest.mark.parametrize("kind", ["8UC3", "16UC3"])
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_channels_without_meaning_in_a_png(kind: str, order: str) -> None:
+    """image_transport hands them to OpenCV, which takes the first for blue."""
+    rgb, bits = smooth(40, 60), int(kind.partition("U")[0])
+    channels = rgb if order == "rgb" else rgb[:, :, ::-1]
+    if bits == 16:
+        channels = channels.astype(np.uint16) * 257
+    data = cv2.imencode(".png", channels)[1].tobytes()
+    message = compressed(data, f"{kind}; png compressed ")
+    np.testing.assert_array_equal(read_rgb(message, reading=Reading(f"{order}{bits}")), rgb)
+
+
+@pytest.mark.parametrize("encoding", ["", "BGR8", "nonsense"])
+def test_an_encoding_that_is_empty_or_not_known_is_read_as_told(encoding: str) -> None:
+    message = photo_message("bgr8", smooth(40, 60), 0, False)
+    message.encoding = encoding
+    np.testing.assert_array_equal(read_rgb(message, reading=Reading("bgr8")), smooth(40, 60))
+
+
+@pytest.mark.parametrize("encoding", ["rgb8", "mono16", "bayer_gbrg8"])
+def test_an_encoding_that_is_known_is_not_overruled(encoding: str) -> None:
+    message = photo_message(encoding, smooth(40, 60), 0, False)
+    told = read_rgb(message, reading=Reading("bgr8"))
+    np.testing.assert_array_equal(told, read_rgb(message))
+
+
+@given(st.sampled_from(INTERLEAVED + BAYER), st.integers(8, 16), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_bits_that_are_not_used_do_not_darken(encoding: str, bits: int, png: bool) -> None:
+    rgb = smooth(40, 60)
+    message = photo_message(encoding, rgb, 0, False)
+    expected = read_rgb(message).astype(int)
+    if encoding.endswith("16"):
+        values = np.frombuffer(message.data, "<u2") >> (16 - bits)
+        message.data = array.array("B", values.astype("<u2").tobytes())
+        assert largest_value(message) == values.max()
+    else:
+        assert largest_value(message) is None
+    if png and encoding.endswith("16"):
+        sent = transported(message, "png", 2)
+        assert largest_value(sent) == values.max()
+        result = read_rgb(sent, reading=Reading(bits=bits))
+    else:
+        result = read_rgb(message, reading=Reading(bits=bits))
+    assert np.abs(result - expected).max() <= (3 if encoding in BAYER else 1)
+
+
+@given(st.integers(8, 16), st.integers(0, 2**16 - 1))
+def test_to_8_bits(bits: int, value: int) -> None:
+    expected = min(255, round(value * 255 / (2**bits - 1)))
+    result = encodings.to_8_bits(np.full((2, 3), value, np.uint16), bits)
+    assert result.shape == (2, 3) and np.abs(result.astype(int) - expected).max() <= 1
+
+
+@given(st.integers(0, 2**16 - 1))
+def test_sensor_bits(largest: int) -> None:
+    bits = sensor_bits(largest)
+    assert bits in (10, 12, 14, None) and (bits is None) == (largest >= 2**14)
+    assert bits is None or largest < 2**bits
