@@ -77,6 +77,7 @@ class CameraNode(Node):
             Image, "image", qos.frames(qos.wanted_reliability(self._settings["reliability"], ()))
         )
         self._infos = self.create_publisher(CameraInfo, "camera_info", qos.CAMERA_INFO_OUTPUT)
+        self._settings.warn_of_unused_qos()
         self._thread = threading.Thread(target=self._play, name="camera", daemon=True)
         try:
             if self._settings.faults:

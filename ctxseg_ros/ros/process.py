@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a node's process runs and ends: SIGINT and SIGTERM at any moment give exit code 0."""
+"""How a node's process runs and ends: SIGINT, SIGTERM and SIGHUP at any moment give exit code 0."""
 
+import contextlib
 import logging
 import os
 import queue
@@ -10,6 +11,8 @@ import threading
 import traceback
 from collections.abc import Callable
 from typing import Any
+
+from ctxseg_ros.ros import startup
 
 # ros2 launch sends SIGTERM 5 s after SIGINT, and SIGKILL 5 s after that.
 GRACE_S = 3.0
@@ -27,7 +30,10 @@ class Process:
     def __init__(self) -> None:
         # SimpleQueue, because its put() may interrupt its get() in the same thread.
         self._exit_codes: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        # SIGHUP: the terminal was closed. Under nohup it is ignored, and stays so.
+        keep = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        self._signals = [signal.SIGINT, signal.SIGTERM, *([] if keep else [signal.SIGHUP])]
+        for number in self._signals:
             signal.signal(number, lambda *_: self.end())
 
     def end(self, exit_code: int = 0) -> None:
@@ -35,16 +41,8 @@ class Process:
         self._exit_codes.put(exit_code)
 
     def refuse(self, missing: ImportError) -> int:
-        """Say what a node's imports lack and what installs it; gives the exit code."""
-        package = {"cv2": "opencv-python-headless", "yaml": "PyYAML"}.get(
-            str(missing.name), missing.name
-        )
-        print(
-            f"The node cannot start: {missing}. This is {sys.executable}; to install it there: "
-            f"{sys.executable} -m pip install {package}, in an environment that was made with "
-            "--system-site-packages and builds this package (README: On a ROS machine)",
-            file=sys.stderr,
-        )
+        """Say what a node's imports lack and what helps; gives the exit code."""
+        print(f"The node cannot start: {startup.missing_module(missing)}", file=sys.stderr)
         return 1
 
     def run(self, make_node: Callable[[], Any], args: list[str] | None = None) -> int:
@@ -57,12 +55,17 @@ class Process:
         from rclpy.executors import SingleThreadedExecutor
         from rclpy.signals import SignalHandlerOptions
 
+        arguments = sys.argv[1:] if args is None else args
         try:
             rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
             node = make_node()
         except Exception as error:  # arguments, parameter files, names and overrides that are wrong
-            print(f"The node cannot start: {type(error).__name__}: {error}", file=sys.stderr)
+            reason = startup.unreadable(error, arguments)
+            print(f"The node cannot start: {reason}", file=sys.stderr)
             return 1
+        name = node.get_fully_qualified_name()
+        for sentence in startup.ignored(arguments, name, node.has_parameter):
+            node.get_logger().warning(sentence)
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         stopping = threading.Event()
@@ -90,7 +93,7 @@ class Process:
         node.destroy_node()
         rclpy.shutdown()
         # The interpreter puts the default handlers back while it ends: a second signal would kill.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in self._signals:
             signal.signal(number, signal.SIG_IGN)
         return exit_code
 
@@ -98,6 +101,7 @@ class Process:
 def leave(exit_code: int) -> None:
     """End the process now, without unwinding threads that are still inside a library."""
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(exit_code)

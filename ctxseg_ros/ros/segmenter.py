@@ -145,6 +145,7 @@ class SegmentNode(LifecycleNode):
             engine = self._open(self._settings.after(()), set())
             self._running = Running.start(engine, self._settings["latency_budget_ms"])
             self._open_cameras()
+            self._settings.warn_of_unused_qos()
             self._announce_classes()
         except Exception as error:  # whatever it is: the node stays, and says why
             self._release()

@@ -2,6 +2,8 @@
 """A signal at any moment: exit code 0 and no traceback (the graph looks for one)."""
 
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -25,7 +27,7 @@ def handler_installed(process: Any) -> bool:
     return bool(caught >> (signal.SIGTERM - 1) & 1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("delay_s", [0.0, 0.3, 0.6, 1.0, 1.5])  # imports, configure, activate
 def test_while_it_starts(
     graph: Any, model_factory: Callable[..., Path], wait: Any, number: int, delay_s: float
@@ -79,16 +81,62 @@ def test_a_model_that_loads_for_long_is_left_behind(tmp_path: Path, graph: Any, 
     assert "without waiting" in log.read_text() and "Traceback" not in log.read_text()
 
 
-@pytest.mark.parametrize(
-    "arguments", [["-r", "__node:=a-b"], ["--params-file", "/does/not/exist.yaml"]]
-)
-def test_arguments_that_ros_cannot_read_are_one_line(arguments: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "ctxseg_ros.ros.segment_node", "--ros-args", *arguments],
+def shared_memory(pid: int) -> set[str]:
+    """The names of Fast DDS's segments that a process has open."""
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    return set(re.findall(r"/dev/shm/(fast(?:rtps|dds)_[0-9a-f]+)\s", maps))
+
+
+@pytest.mark.parametrize("node", ["segment_node", "camera_node"])
+def test_a_closed_terminal_ends_it_in_order(
+    graph: Any, model_factory: Callable[..., Path], wait: Any, node: str, tmp_path: Path
+) -> None:
+    cv2.imwrite(str(tmp_path / "frame.png"), np.zeros((48, 64, 3), np.uint8))
+    parameters = {
+        "segment_node": [f"model:={model_factory()}", "device:=cpu"],
+        "camera_node": [f"source:={tmp_path}"],
+    }[node]
+    pairs = [word for item in parameters for word in ("-p", item)]
+    others = shared_memory(os.getpid())
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", IN_A_TERMINAL, f"ctxseg_ros.ros.{node}", "--ros-args", *pairs],
         cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
+        env=os.environ | {"ROS_DOMAIN_ID": str(graph.domain)},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
     )
-    assert done.returncode == 1
-    assert "The node cannot start" in done.stderr and "Traceback" not in done.stderr
+    try:
+        os.close(theirs)
+        wait(lambda: graph.status("labels" if node == "segment_node" else "frames"))
+        segments = shared_memory(process.pid) - others
+        assert segments
+        os.close(ours)
+        assert process.wait(30) == 0
+        assert not {name for name in segments if Path("/dev/shm", name).exists()}
+    finally:
+        process.kill()
+
+
+IN_A_TERMINAL = """
+import fcntl, runpy, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_nohup_keeps_it_alive(graph: Any, tmp_path: Path, wait: Any) -> None:
+    cv2.imwrite(str(tmp_path / "frame.png"), np.zeros((48, 64, 3), np.uint8))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # children inherit it, as from nohup
+    try:
+        process = graph.start("camera_node", source=tmp_path)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    wait(lambda: graph.values("frames").get("frames_sent", "0") != "0")
+    process.send(signal.SIGHUP)
+    sent = int(graph.values("frames")["frames_sent"])
+    wait(lambda: int(graph.values("frames")["frames_sent"]) > sent + 5)
+    assert process.end() == 0
