@@ -65,6 +65,15 @@ class Engine:
         """What each size takes that another size would not: inference and refinement."""
         return tuple(map(sum, zip(self.inference_ms, self.refine_ms, strict=True)))
 
+    def may_be_unlabelled(self, min_confidence: float) -> bool:
+        """Whether a pixel can become 255: unsure (below `min_confidence`, 0-1), by its group, or
+        by the model's own graph."""
+        if not self.classes:
+            return False
+        ids = [item.id for item in self.info.classes]
+        grouped = self.groups is not None and UNLABELLED in self.groups.table[ids]
+        return min_confidence > 0 or grouped or self.info.unlabelled
+
     def refined(
         self, image: NDArray[np.uint8], prediction: Prediction, merge_level: float
     ) -> Prediction:

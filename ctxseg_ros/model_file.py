@@ -18,7 +18,10 @@ from typing import Any, NoReturn
 import google.protobuf.message
 import numpy as np
 import onnx
+import onnx.numpy_helper
 from numpy.typing import NDArray
+
+from ctxseg_ros.prediction import UNLABELLED
 
 FORMAT = "1"
 MIN_OPSET = 17
@@ -26,7 +29,7 @@ TASKS = ("semantic", "clusters", "attention")
 KEYS = tuple(
     f"ctxseg.{key}" for key in ("format", "task", "name", "classes", "stride", "size", "source")
 )
-MAX_CLASSES = 255  # ids are one byte, and 255 means unlabelled
+MAX_CLASSES = UNLABELLED  # ids are one byte, and 255 means unlabelled
 
 _OUTPUTS: dict[str, dict[str, tuple[int, int]]] = {  # task -> output -> (element type, rank)
     "semantic": {"labels": (onnx.TensorProto.UINT8, 3), "confidence": (onnx.TensorProto.UINT8, 3)},
@@ -57,7 +60,8 @@ class ModelInfo:
 
     `size` is the size that it was trained for, `fixed_size` the only size that its graph takes
     (None: any multiple of `stride`). `classes` is in the order of the ids, empty for attention.
-    `parameters` counts the weights, `sha256` is that of the whole file.
+    `parameters` counts the weights, `sha256` is that of the whole file. `unlabelled`: whether the
+    graph itself may give 255, as that of named clusters does.
     """
 
     path: Path
@@ -70,6 +74,7 @@ class ModelInfo:
     source: dict[str, Any]
     sha256: str
     parameters: int
+    unlabelled: bool
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -214,6 +219,7 @@ def _model_info(path: Path, data: bytes) -> ModelInfo:
         source=metadata.source,
         sha256=hashlib.sha256(data).hexdigest(),
         parameters=_count_parameters(model.graph),
+        unlabelled=_gives_unlabelled(model.graph),
     )
 
 
@@ -345,6 +351,29 @@ def _count_parameters(graph: onnx.GraphProto) -> int:
         for tensor in inner.initializer
         if tensor.data_type not in shapes_and_flags
     )
+
+
+def _gives_unlabelled(graph: onnx.GraphProto) -> bool:
+    """Whether an integer 255 takes part in the labels behind their ArgMax, whose own are smaller.
+
+    Without an ArgMax the whole graph counts.
+    """
+    makers = {name: node for node in graph.node for name in node.output}
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    names, seen = ["labels"], set()
+    while names:
+        name = names.pop()
+        node = makers.get(name)
+        tensors = [stored[name]] if name in stored else []
+        if node is not None and node.op_type != "ArgMax" and name not in seen:
+            names += node.input
+            tensors = [item.t for item in node.attribute if item.HasField("t")]
+        seen.add(name)
+        for tensor in tensors:
+            values = onnx.numpy_helper.to_array(tensor)
+            if values.dtype.kind in "iu" and (values == UNLABELLED).any():
+                return True
+    return False
 
 
 # The metadata

@@ -29,6 +29,7 @@ from ctxseg_ros import machine, store
 from ctxseg_ros.engine import Engine, EngineSpec, adapted, open_engine
 from ctxseg_ros.latency import LatencyWindow
 from ctxseg_ros.ros import diagnostics, qos, report
+from ctxseg_ros.ros.label_info import LabelInfos
 from ctxseg_ros.ros.outputs import CameraOutputs
 from ctxseg_ros.ros.parameters import Setting, Settings
 from ctxseg_ros.ros.settings import SETTINGS
@@ -36,11 +37,6 @@ from ctxseg_ros.ros.slot import LatestSlots
 from ctxseg_ros.ros.stream import LATENCY_WINDOW, THROTTLE_S, CameraStream, Frame
 from ctxseg_ros.ros.worker import Running, Worker
 from ctxseg_ros.runtimes import RuntimeUnavailable
-
-try:
-    from vision_msgs.msg import LabelInfo, VisionClass
-except ImportError:  # not installed, or older than LabelInfo
-    LabelInfo = None
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
@@ -79,9 +75,7 @@ class SegmentNode(LifecycleNode):
             check=self._check_settings,
             changed=self._on_settings_changed,
         )
-        self._label_info = None
-        if LabelInfo is not None:
-            self._label_info = self.create_publisher(LabelInfo, "~/label_info", qos.LATCHED)
+        self._label_infos = LabelInfos(self)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.DIAGNOSTICS)
         self._wake = self.create_guard_condition(lambda: None)
         self._wrap_services()
@@ -168,12 +162,14 @@ class SegmentNode(LifecycleNode):
                 lambda frame, name=name: self._slots.put(name, frame),  # type: ignore[misc]
             )
             self._cameras[name] = stream, CameraOutputs(self, name, self._settings)
+        self._label_infos.open(self._cameras)
 
     def _release(self) -> None:
         """Free what configure made."""
         for stream, outputs in self._cameras.values():
             stream.close()
             outputs.destroy()
+        self._label_infos.close()
         self._cameras = {}
         if self._running is not None:
             self._running.engine.close()
@@ -428,18 +424,9 @@ class SegmentNode(LifecycleNode):
         """Put the classes where others read them: ~/label_info and `class_names`."""
         running = self._now_running()
         assert running is not None
-        self._set_class_names([item.name for item in running.engine.classes])
-        if self._label_info is None:
-            return
-        message = LabelInfo(
-            class_map=[
-                VisionClass(class_id=number, class_name=name)
-                for number, name in enumerate(self._class_names)
-            ],
-            threshold=self._settings["min_confidence"],
-        )
-        message.header.stamp = self.get_clock().now().to_msg()
-        self._label_info.publish(message)
+        engine, least = running.engine, self._settings["min_confidence"]
+        self._set_class_names([item.name for item in engine.classes])
+        self._label_infos.publish(engine.classes, least, engine.may_be_unlabelled(least))
 
     def _set_class_names(self, names: list[str]) -> None:
         if names != self._class_names:

@@ -23,7 +23,6 @@ from std_msgs.msg import Header
 
 from ctxseg_ros.model_file import ClassInfo
 from ctxseg_ros.prediction import Prediction
-from ctxseg_ros.ros import segmenter
 from ctxseg_ros.ros.images import read_rgb, to_image
 from ctxseg_ros.ros.segmenter import SegmentNode
 
@@ -376,31 +375,6 @@ def test_the_last_frame_of_a_model_may_lack_the_head_that_is_set_for_the_next(
     outputs.publish_labels(frame, Prediction(attention=attention), {"attention"})
     wait(lambda: maps)
     assert list(maps[0].data) == [128, 255]  # the heads' mean
-
-
-def test_label_info_has_no_classes_while_attention_runs(
-    graph_with: Callable[..., Any],
-    model: Path,
-    semantic: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    graph = graph_with(model=model, device="cpu", autostart="false")
-    node = graph.add(SegmentNode())
-    published: list[Any] = []
-    # vision_msgs has no wheel.
-    monkeypatch.setattr(
-        segmenter,
-        "LabelInfo",
-        lambda **fields: SimpleNamespace(header=Header(), **fields),
-    )
-    monkeypatch.setattr(
-        segmenter, "VisionClass", lambda class_id, class_name: class_name, raising=False
-    )
-    monkeypatch.setattr(node, "_label_info", SimpleNamespace(publish=published.append))
-    assert graph.transition("configure") and graph.transition("activate")
-    for path in (semantic, model):
-        assert graph.set("model", str(path))[0]
-    assert [item.class_map for item in published] == [[], ["dark", "bright"], []]
 
 
 def test_the_demo_shows_heat_and_no_legend(

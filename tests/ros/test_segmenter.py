@@ -3,7 +3,6 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
-from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image
-from std_msgs.msg import Header, String
 
 from ctxseg_ros import render
-from ctxseg_ros.ros import outputs, segmenter
+from ctxseg_ros.ros import outputs
 from ctxseg_ros.ros.segmenter import SegmentNode
 from ctxseg_ros.ros.stream import CameraStream
 from ctxseg_ros.runtimes import RuntimeUnavailable
@@ -230,92 +227,6 @@ def test_input_sizes_pin_the_models_size(
     graph.add(SegmentNode())
     graph.wait_for_state("active")
     assert graph.values()["input_size"] == "64x80"
-
-
-@dataclass
-class VisionClass:
-    """The fields of vision_msgs/VisionClass, which has no wheel."""
-
-    class_id: int
-    class_name: str
-
-
-@dataclass
-class LabelInfo:
-    """The fields of vision_msgs/LabelInfo."""
-
-    class_map: list[VisionClass]
-    threshold: float
-    header: Header = field(default_factory=Header)
-
-
-def test_label_info_names_the_classes_and_follows_every_change(
-    graph_with: Callable[..., Any],
-    model_factory: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    graph = graph_with(model=model_factory(), device="cpu", min_confidence=0.25, autostart="false")
-    node = graph.add(SegmentNode())
-    published: list[LabelInfo] = []
-    monkeypatch.setattr(segmenter, "LabelInfo", LabelInfo)
-    monkeypatch.setattr(segmenter, "VisionClass", VisionClass, raising=False)
-    monkeypatch.setattr(node, "_label_info", SimpleNamespace(publish=published.append))
-    assert graph.transition("configure") and graph.transition("activate")
-    assert published[0].class_map == [VisionClass(i, f"class {i}") for i in range(4)]
-    assert published[0].threshold == 0.25
-    assert published[0].header.stamp.sec > 0
-    assert graph.set("min_confidence", 0.5)[0]
-    assert published[-1].threshold == 0.5
-    assert graph.set("model", str(model_factory(classes=2)))[0]
-    assert [item.class_name for item in published[-1].class_map] == ["class 0", "class 1"]
-    assert len(published) == 3
-
-
-class LatchedText(String):
-    """A message that there is, with LabelInfo's fields beside its own."""
-
-    def __init__(self, class_map: list[VisionClass], threshold: float) -> None:
-        super().__init__(data=" ".join(item.class_name for item in class_map))
-        self.header = Header()
-
-
-# rclpy looks at the names before it converts.
-LatchedText.__name__, LatchedText.__module__ = String.__name__, String.__module__
-
-
-def test_who_subscribes_late_gets_the_class_table(
-    graph_with: Callable[..., Any],
-    model_factory: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
-    wait: Any,
-) -> None:
-    monkeypatch.setattr(segmenter, "LabelInfo", LatchedText)
-    monkeypatch.setattr(segmenter, "VisionClass", VisionClass, raising=False)
-    graph = graph_with(model=model_factory(classes=2), device="cpu")
-    graph.add(SegmentNode())
-    graph.wait_for_state("active")
-    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-    infos = graph.collect(String, "/segment/label_info", latched)
-    wait(lambda: infos)
-    assert [item.data for item in infos] == ["class 0 class 1"]
-
-
-def test_label_info_is_latched(
-    graph_with: Callable[..., Any], model_factory: Callable[..., Path], wait: Any
-) -> None:
-    vision_msgs = pytest.importorskip(
-        "vision_msgs.msg",
-        reason="vision_msgs is not installed: it comes with ROS 2, PyPI has no wheel of it; "
-        "content and latching are tested with stand-ins",
-    )
-    graph = graph_with(model=model_factory(), device="cpu")
-    graph.add(SegmentNode())
-    graph.wait_for_state("active")
-    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-    infos = graph.collect(vision_msgs.LabelInfo, "/segment/label_info", latched)
-    wait(lambda: infos)
-    found = [(item.class_id, item.class_name) for item in infos[-1].class_map]
-    assert found == [(i, f"class {i}") for i in range(4)]
 
 
 def test_a_service_is_answered_while_a_frame_is_in_work(
