@@ -28,9 +28,9 @@ from ctxseg_ros.machine import commit
 from ctxseg_ros.model_file import ModelInfo, format_size, parse_size
 from ctxseg_ros.resize import resized
 from training.clustering import CENTROIDS_EACH, VECTORS_EACH, Clustering, cluster, unit
-from training.commands import checked_name, counted, evenly, shown_frames
+from training.commands import checked_name, counted, evenly
 from training.data.files import DataError, progress
-from training.data.frames import FrameList, Source
+from training.data.frames import FrameList, Source, open_frames
 from training.export import (
     FRAMES,
     ExportError,
@@ -208,7 +208,7 @@ def export_clusters(
     encoder = origin.encoder
     if size is not None:
         check_multiple(size, encoder.patch)
-    frames = shown_frames(source, topic, stride)
+    frames = open_frames(source, topic, stride)
     check_sizes(frames, encoder.patch)
     size = size or fitting_size(frames.sizes[0], encoder.patch)
     patches = sample_patches(encoder, frames, size, clusters, seed)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ import onnx
 
 from ctxseg_ros.model_file import ModelFileError, write_metadata
 from ctxseg_ros.output_files import check_writable
-from training.data.frames import FrameList, Source, open_frames
 
 
 def checked_name(out: Path, name: str | None) -> str:
@@ -41,17 +39,6 @@ def checked_name(out: Path, name: str | None) -> str:
             "digits, '_', '-' and '.'"
         ) from error
     return name
-
-
-def shown_frames(source: Source, topic: str | None = None, stride: int = 1) -> FrameList:
-    """``training.data.frames.open_frames``, and a line on stderr about what was left out."""
-    frames = open_frames(source, topic, stride)
-    if lost := frames.left_out:
-        print(
-            f"left out, cannot be read: {counted(len(lost), 'message')}, such as {lost[0]}",
-            file=sys.stderr,
-        )
-    return frames
 
 
 def evenly(items: int, most: int) -> list[int]:

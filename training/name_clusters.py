@@ -49,8 +49,9 @@ from training.cluster_sheet import (
     identity,
     write_sheet,
 )
-from training.commands import checked_name, shown_frames
+from training.commands import checked_name
 from training.data.files import progress
+from training.data.frames import open_frames
 from training.data.label_sets import LABEL_SETS, LabelSet
 from training.data.pairs import IGNORE, Pair, pair_files, read_label, read_pair
 from training.evaluate import count_pixels
@@ -345,7 +346,7 @@ def _run(args: argparse.Namespace) -> None:
     check_task(info)
     cluster_logits(onnx.load(info.path))  # before any work
     if args.sheet:
-        frames = shown_frames(args.images, args.topic, args.stride)
+        frames = open_frames(args.images, args.topic, args.stride)
         write_sheet(info, frames, args.sheet, args.size, args.device)
         print(f"{args.sheet / SHEET_FILE}: fill {args.sheet / NAMES_FILE} in, for --names")
         return

@@ -22,6 +22,7 @@ from tests.training.test_data_frames import raw, write_bag
 from training import name_clusters as command
 from training.cluster_sheet import _examples
 from training.data.camvid import CLASSES
+from training.data.frames import open_frames
 
 SIZE = (96, 160)
 
@@ -349,7 +350,7 @@ def test_examples_are_the_frames_that_show_most_of_a_cluster(clusters, tmp_path)
         frame = np.full((*SIZE, 3), 20, np.uint8)
         frame[:side, :side] = 250
         cv2.imwrite(str(tmp_path / f"{i}.png"), frame)
-    frames = command.shown_frames(tmp_path)
+    frames = open_frames(tmp_path)
     best, shares = _examples(read_model_info(clusters), frames, None, "cpu")
     assert [example.frame for example in best[4]] == [3, 5, 1, 6, 2]
     area = sum(side**2 for side in sides) / (len(sides) * SIZE[0] * SIZE[1])
@@ -417,7 +418,7 @@ def test_what_cannot_be_written_is_refused_before_any_work(run, tmp_path, capsys
 
 
 def test_a_sheet_of_a_bag_with_two_topics_and_broken_messages(
-    run, clusters, street_frames, tmp_path, capsys
+    run, clusters, street_frames, tmp_path, capsys, caplog
 ):
     frames = [cv2.resize(frame, SIZE[::-1]) for frame in street_frames]
     broken = raw(frames[0])
@@ -428,8 +429,7 @@ def test_a_sheet_of_a_bag_with_two_topics_and_broken_messages(
     assert run(*options) == 2
     assert "choose one with --topic NAME" in capsys.readouterr().err
     assert run(*options, "--topic", "/right", "--stride", 2) == 0
-    said = capsys.readouterr()
-    assert "left out, cannot be read: 1 message, such as " in said.err
+    assert "left out: " in caplog.text
     folder = tmp_path / "images"
     folder.mkdir()
     for i in (2, 4):

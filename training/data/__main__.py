@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ctxseg_ros.command import FAILED, run_command
+from ctxseg_ros.files import shown
 from training.data import bsds
 from training.data.files import BrokenFiles, each_file
 from training.data.frames import open_frames
@@ -83,32 +84,33 @@ def _summary(labels: LabelSet, splits: Mapping[str, Sequence[_Read]]) -> Table:
     return table
 
 
-def check_frames(source: Sequence[str], topic: str | None, stride: int) -> Table:
+def check_frames(source: Sequence[str], topic: str | None, stride: int) -> tuple[Table, bool]:
     """Read unlabelled frames; those of one colour are named on stderr.
 
+    Returns:
+        A table, and whether training would use all that the recordings promise.
+
     Raises:
-        DataError: see ``open_frames``; also for messages that training would leave out.
+        DataError: see ``open_frames``.
     """
     frames = open_frames(source, topic, stride)
-    if frames.left_out:
-        raise BrokenFiles(frames.left_out)
-    table = Table(title=", ".join(source), title_justify="left", show_header=False)
+    table = Table(title=", ".join(map(shown, source)), title_justify="left", show_header=False)
     table.add_row("frames", str(len(frames)))
     table.add_row("sizes", _sizes(frames.sizes))
     table.add_row("kept in memory", f"{frames.kept_bytes / 2**20:.1f} MiB")
     table.add_row("of one colour", str(len(frames.one_colour)))
     for name in frames.one_colour:
         print(f"{name}: one colour, it teaches nothing", file=sys.stderr)
-    return table
+    return table, not frames.left_out
 
 
 def _sizes(sizes: Sequence[tuple[int, int]]) -> str:
     counts = Counter(f"{width}x{height}" for height, width in sizes).most_common()
     if len(counts) == 1:
         return counts[0][0]
-    shown = [f"{size} ({count})" for size, count in counts[:_SIZES]]
+    common = [f"{size} ({count})" for size, count in counts[:_SIZES]]
     more = [f"{len(counts) - _SIZES} more"] if len(counts) > _SIZES else []
-    return "\n".join(shown + more)
+    return "\n".join(common + more)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -128,9 +130,10 @@ def main(args: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         result: Table | str
+        whole = True
         try:
             if options.what == "frames":
-                result = check_frames(options.source, options.topic, options.stride)
+                result, whole = check_frames(options.source, options.topic, options.stride)
             elif options.what == "bsds":
                 bsds.check(options.root)
                 result = f"{options.root}: every file can be read"
@@ -140,7 +143,7 @@ def main(args: Sequence[str] | None = None) -> int:
             print(*error.lines, f"{len(error.lines)} broken", sep="\n", file=sys.stderr)
             return FAILED
         Console().print(result)
-        return 0
+        return 0 if whole else FAILED
 
     return run_command("data", work)
 

@@ -69,6 +69,12 @@ def each_file(function: Callable[[Item], Result], items: Sequence[Item], what: s
     return [result for result, _ in done]
 
 
+def warn(line: str) -> None:
+    """Log a warning, in one process where several train."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        _log.warning("%s", line)
+
+
 def progress(items, what: str, total: int | None):  # type: ignore[no-untyped-def]
     """``items``, with a progress bar on a terminal, of one process where several train."""
     console = Console(stderr=True)
@@ -114,7 +120,7 @@ def files_below(
     except OSError as error:
         raise DataError(f"{shown(folder)}: cannot be read ({error.strerror})") from error
     if line := found.passed_over_line():
-        _log.warning(line)
+        warn(line)
     return found.paths
 
 
@@ -140,5 +146,5 @@ def read_image(path: Path, bits: int = ALL_BITS) -> np.ndarray:
         raise DataError(str(error)) from error
     if (dark := image_file.too_dark(highest, bits)) and path.parent not in _dark_folders:
         _dark_folders.add(path.parent)
-        _log.warning("%s: %s", shown(path), dark)
+        warn(f"{shown(path)}: {dark}")
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)

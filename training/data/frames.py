@@ -23,6 +23,7 @@ from training.data.files import (
     files_below,
     progress,
     read_image,
+    warn,
 )
 
 #: Pixels that a frame has at least, in height and width: networks that halve it four times are
@@ -33,6 +34,8 @@ LEAST_SIDE = 16
 MOST_KEPT = 4 * 2**30
 
 _JPEG_QUALITY = 95
+
+_LISTED = 10  # losses that are logged; FrameList has all
 
 _SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES | BAG_SUFFIXES
 
@@ -91,8 +94,8 @@ def open_frames(
     """Every ``stride``-th frame of one or more sources, each decoded once and checked.
 
     A folder is read as ``ctxseg_ros.files.walk`` does. Recordings are used as far as they can be
-    read, see ``FrameList.left_out``; an image file that cannot be read is an error, since it can be
-    replaced or removed.
+    read, and warnings tell the rest (see ``FrameList.left_out``); an image file that cannot be read
+    is an error, since it can be replaced or removed.
 
     Args:
         source: an image, a video, a ROS 2 bag (its folder, or an .mcap or .db3 file), or a folder
@@ -136,6 +139,10 @@ def open_frames(
         frames += found
     if wrong:
         raise BrokenFiles(wrong)
+    for line in left_out[:_LISTED]:
+        warn(f"left out: {line}")
+    if len(left_out) > _LISTED:
+        warn(f"left out: and {len(left_out) - _LISTED} more of this kind")
     return FrameList(frames, left_out)
 
 

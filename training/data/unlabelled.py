@@ -165,7 +165,6 @@ class Frames(L.LightningDataModule):
         ]
         height, width = self.size
         for what, names in (
-            ("messages cannot be read and are left out", frames.left_out),
             ("frames have one colour and teach nothing", frames.one_colour),
             (f"frames are smaller than {width}x{height} and are enlarged", small),
         ):
