@@ -84,6 +84,7 @@ setup(
             "scikit-image>=0.22",
             "pydensecrf2>=1.1",
             "rosbags>=0.10",
+            "mcap>=1.2",
             "rich>=13.0",
         ],
         "view": ["rerun-sdk>=0.21", "matplotlib>=3.8"],

@@ -195,6 +195,15 @@ def largest_value(message: RawImage | PackedImage, reading: Reading = AS_STATED)
     return int(pixels.max()) if layout.bits == 16 else None
 
 
+def is_picture(message: RawImage | PackedImage, reading: Reading = AS_STATED) -> bool:
+    """Whether any viewer shows the data of this frame as it is meant: a JPEG or PNG of 8 bits, and
+    neither a mosaic nor with red and blue swapped. Raises BadImage."""
+    if _is_raw(message):
+        return False
+    inside, name = _opened(cast(PackedImage, message), reading)
+    return inside.bits == 8 and name in ("bgr", "mono")
+
+
 def to_8_bits(pixels: NDArray, bits: int = 16) -> NDArray[np.uint8]:
     """16-bit values as 8 bits: 2**bits - 1 and more become 255, what is below in proportion.
 

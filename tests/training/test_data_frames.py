@@ -10,9 +10,15 @@ from contextlib import closing
 import cv2
 import numpy as np
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mcap.writer import CompressionType, IndexType
+from mcap.writer import Writer as McapWriter
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
+from ctxseg_ros.encodings import Reading
 from training.data import frames as frames_module
 from training.data.bags import bag_images
 from training.data.files import BrokenFiles, DataError
@@ -265,6 +271,219 @@ def test_depth_is_refused(tmp_path, message, cause):
     path = write_bag(tmp_path / "bag", {"/depth": [message, message]})
     with pytest.raises(DataError, match=f"bag:/depth#0: .*{cause}.*Not one of its 2 messages"):
         open_frames(path)
+
+
+@pytest.mark.parametrize("kind", ["raw", "png", "jpeg"])
+def test_mosaics_become_colour(tmp_path, small, kind):
+    """In JPEG and PNG too, which are kept as they are only where a viewer would show the same."""
+    rgb = cv2.GaussianBlur(small[0], (0, 0), 4)
+    values = rgb[..., 1].copy()
+    values[::2, ::2], values[1::2, 1::2] = rgb[::2, ::2, 0], rgb[1::2, 1::2, 2]
+    message = raw(values, "bayer_rggb8")
+    if kind != "raw":
+        data = cv2.imencode(".jpg" if kind == "jpeg" else ".png", values)[1].reshape(-1)
+        form = f"bayer_rggb8; {kind} compressed "
+        message = TYPES.types[COMPRESSED](header(), form, data)
+    frames = open_frames(write_bag(tmp_path / "bag", {"/camera": [message]}))
+    assert same_picture(frames[0], rgb, 8)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "told", "kind"),
+    [
+        ("8UC3", "bgr8", "raw"),
+        ("8UC3", "rgb8", "raw"),
+        ("", "bgr8", "raw"),
+        ("8UC3", "bgr8", "png"),
+        ("8UC3", "rgb8", "png"),
+    ],
+)
+def test_encodings_without_meaning_are_read_as_told(tmp_path, small, encoding, told, kind):
+    channels = small[0] if told == "rgb8" else small[0][..., ::-1]
+    message = raw(channels, encoding)
+    if kind == "png":
+        data = cv2.imencode(".png", channels)[1].reshape(-1)
+        message = TYPES.types[COMPRESSED](header(), f"{encoding}; png compressed ", data)
+    path = write_bag(tmp_path / "bag", {"/camera": [message]})
+    assert same_picture(open_frames(path, reading=Reading(told))[0], small[0], 8)
+    with pytest.raises(
+        DataError, match=rf"--encoding \(training: --data.encoding\), one of .*{told}"
+    ):
+        open_frames(path)
+
+
+@pytest.mark.parametrize("kind", ["raw", "png"])
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_bags_of_fewer_bits_than_16_are_said_to_be_dark_and_brightened(
+    tmp_path, small, kind, bits, caplog
+):
+    grey = small[0][..., 1]
+    values = grey.astype(np.uint16) << (bits - 8)
+    message = raw(values, "mono16")
+    if kind == "png":
+        data = cv2.imencode(".png", values)[1].reshape(-1)
+        message = TYPES.types[COMPRESSED](header(), "mono16; png compressed ", data)
+    path = write_bag(tmp_path / "bag", {"/camera": [message] * 7})
+    assert open_frames(path)[0].max() < 65
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert str(path) in line and f"{values.max()} of 65535" in line and f"{bits} bits" in line
+    caplog.clear()
+    assert same_picture(open_frames(path, reading=Reading(bits=bits))[0], np.dstack([grey] * 3), 8)
+    assert not caplog.records
+
+
+# Bags of other recorders
+
+ROS1 = get_typestore(Stores.ROS1_NOETIC)
+
+
+def ros1(message):
+    """A message as ROS 1 writes it."""
+    stamp = ROS1.types["builtin_interfaces/msg/Time"](0, 0)
+    fields = {**vars(message), "header": ROS1.types["std_msgs/msg/Header"](1, stamp, "camera")}
+    fields.pop("__msgtype__", None)
+    kind = message.__msgtype__
+    return bytes(ROS1.serialize_ros1(ROS1.types[kind](**fields), kind))
+
+
+def write_mcap(path, topics, written="cdr", profile="ros2", kind=None, **options):
+    """Messages by topic in an MCAP file of Foxglove's library; bytes are of Foxglove's protobuf."""
+    with path.open("wb") as stream:
+        writer = McapWriter(stream, **options)
+        writer.start(profile=profile, library="test")
+        for topic, messages in topics.items():
+            binary = isinstance(messages[0], bytes)
+            name = "foxglove.CompressedImage" if binary else kind or messages[0].__msgtype__
+            form = "protobuf" if binary else {"cdr": "ros2msg", "ros1": "ros1msg"}[written]
+            schema = writer.register_schema(name, form, b"")
+            channel = writer.register_channel(topic, "protobuf" if binary else written, schema)
+            for i, message in enumerate(messages):
+                if binary:
+                    data = message
+                elif written == "ros1":
+                    data = ros1(message)
+                else:
+                    data = bytes(TYPES.serialize_cdr(message, message.__msgtype__))
+                writer.add_message(channel, 10_000_000 * (i + 1), data, 10_000_000 * (i + 1))
+        writer.finish()
+    return path
+
+
+NO_MESSAGE_INDEX = {"index_types": IndexType.CHUNK}
+NO_INDEX = {"index_types": IndexType.NONE}
+NO_STATISTICS = {"use_statistics": False}
+NO_SUMMARY = (
+    NO_INDEX
+    | NO_STATISTICS
+    | {"repeat_channels": False, "repeat_schemas": False}
+    | {"use_summary_offsets": False}
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    written=st.sampled_from(["cdr", "ros1"]),
+    profile=st.sampled_from(["ros1", "ros2", ""]),
+    short=st.booleans(),
+    compressed_images=st.booleans(),
+    index=st.sampled_from([{}, NO_MESSAGE_INDEX, NO_INDEX, NO_STATISTICS, NO_SUMMARY]),
+    chunks=st.sampled_from([{}, {"use_chunking": False}, {"chunk_size": 1}]),
+    compression=st.sampled_from(list(CompressionType)),
+    protobuf=st.booleans(),
+    stride=st.integers(1, 3),
+)
+def test_mcap_files_of_any_recorder(
+    small,
+    tmp_path_factory,
+    written,
+    profile,
+    short,
+    compressed_images,
+    index,
+    chunks,
+    compression,
+    protobuf,
+    stride,
+):
+    make, kind = (compressed, COMPRESSED) if compressed_images else (raw, IMAGE)
+    topics = {"/camera": [make(frame) for frame in small]}
+    if protobuf:
+        topics["/pictures"] = [b"protobuf", b"more"]
+    path = tmp_path_factory.mktemp("mcap") / "bag.mcap"
+    options = {**index, **chunks, "compression": compression}
+    kind = kind.replace("/msg/", "/") if short else kind
+    write_mcap(path, topics, written, profile, kind, **options)
+    frames = open_frames(path, stride=stride)
+    assert frames.names == [f"{path}:/camera#{i}" for i in range(0, 6, stride)]
+    assert all(same_picture(ours, small[::stride][i], 8) for i, ours in enumerate(frames))
+
+
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("topic", [None, "/pictures"])
+def test_topics_of_protobuf_are_named_as_what_they_are(tmp_path, small, folder, topic):
+    path = write_mcap(tmp_path / "bag.mcap", {"/pictures": [b"a", b"b"], "/chat": [text("a")]})
+    if folder:
+        path = with_metadata(tmp_path, {"/pictures": ("foxglove.CompressedImage", "protobuf", 2)})
+    with pytest.raises(DataError) as caught:
+        open_frames(path, topic)
+    message = str(caught.value)
+    assert "/pictures  foxglove.CompressedImage in protobuf, 2 messages" in message
+    assert "cut short" not in message and IMAGE in message
+
+
+def with_metadata(folder, topics, storage="mcap"):
+    """The folder with a metadata.yaml of these topics: name -> type, serialization, messages."""
+    topics = [
+        {
+            "topic_metadata": {
+                "name": name,
+                "type": kind,
+                "serialization_format": written,
+                "offered_qos_profiles": "",
+            },
+            "message_count": count,
+        }
+        for name, (kind, written, count) in topics.items()
+    ]
+    information = {
+        "version": 5,
+        "storage_identifier": storage,
+        "relative_file_paths": sorted(p.name for p in folder.iterdir() if p.suffix != ".yaml"),
+        "duration": {"nanoseconds": 10**9},
+        "starting_time": {"nanoseconds_since_epoch": 0},
+        "message_count": sum(item["message_count"] for item in topics),
+        "topics_with_message_count": topics,
+        "compression_format": "",
+        "compression_mode": "",
+    }
+    content = yaml.safe_dump({"rosbag2_bagfile_information": information})
+    (folder / "metadata.yaml").write_text(content)
+    return folder
+
+
+def test_a_folder_of_several_files_with_protobuf_and_short_types(tmp_path, small):
+    for part in range(2):
+        topics = {"/camera": [raw(f) for f in small[3 * part : 3 * part + 3]], "/other": [b"x"]}
+        write_mcap(tmp_path / f"bag_{part}.mcap", topics, kind="sensor_msgs/Image")
+    path = with_metadata(
+        tmp_path,
+        {"/camera": ("sensor_msgs/Image", "cdr", 6), "/other": ("foxglove.X", "protobuf", 2)},
+    )
+    frames = open_frames(path)
+    assert frames.names == [f"{path}:/camera#{i}" for i in range(6)]
+    assert all(same_picture(a, b, 8) for a, b in zip(frames, small, strict=True))
+
+
+def test_short_types_in_sqlite(tmp_path, small):
+    topics = {"/camera": [raw(frame) for frame in small]}
+    path = write_bag(tmp_path / "bag", topics, StoragePlugin.SQLITE3)
+    (file,) = path.glob("*.db3")
+    with closing(sqlite3.connect(file)) as storage, storage:
+        storage.execute("UPDATE topics SET type = 'sensor_msgs/Image'")
+    metadata = path / "metadata.yaml"
+    metadata.write_text(metadata.read_text().replace(IMAGE, "sensor_msgs/Image"))
+    for source in (file, path):
+        assert len(open_frames(source)) == 6
 
 
 def test_videos(video, small):

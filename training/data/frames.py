@@ -11,9 +11,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ctxseg_ros.encodings import AS_STATED, BadImage, Reading, read_rgb
+from ctxseg_ros.encodings import (
+    AS_STATED,
+    BadImage,
+    Reading,
+    is_picture,
+    largest_value,
+    read_rgb,
+)
 from ctxseg_ros.files import BAG_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, shown
-from ctxseg_ros.image_file import ALL_BITS
+from ctxseg_ros.image_file import ALL_BITS, too_dark
 from ctxseg_ros.video import Loss, Video, VideoError
 from training.data.bags import bag_images, is_bag
 from training.data.files import (
@@ -36,6 +43,7 @@ MOST_KEPT = 4 * 2**30
 _JPEG_QUALITY = 95
 
 _LISTED = 10  # losses that are logged; FrameList has all
+_LOOKED_AT = 5  # first frames of a bag: are they of 16 bits and nearly black?
 
 _SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES | BAG_SUFFIXES
 
@@ -251,6 +259,8 @@ def _bag_pixels(
 ) -> Iterator[tuple[str, bytes, np.ndarray]]:
     """As `_video_pixels`: messages that cannot be read go to `left_out`."""
     wrong: list[str] = []
+    darkest: list[str] = []
+    choices: Sequence[str] = ()
     good = 0
     for chosen, number, message in bag_images(path, topic, stride):
         name = f"{path}:{chosen}#{number}"
@@ -258,9 +268,24 @@ def _bag_pixels(
             rgb = read_rgb(message, reading=reading)
         except BadImage as error:
             wrong.append(f"{name}: {error.cause}")
+            choices = error.choices or choices
             continue
+        if good < _LOOKED_AT and (dark := too_dark(largest_value(message, reading), reading.bits)):
+            darkest.append(dark)
         good += 1
-        yield name, bytes(message.data) if hasattr(message, "format") else _jpeg(rgb), rgb
+        yield name, bytes(message.data) if is_picture(message, reading) else _jpeg(rgb), rgb
     if not good:
-        raise DataError(f"{wrong[0]}. Not one of its {len(wrong)} messages can be read")
+        raise DataError(
+            f"{wrong[0]}. Not one of its {len(wrong)} messages can be read"
+            + (f": {_tell(choices)}" if choices else "")
+        )
+    if len(darkest) == min(good, _LOOKED_AT):
+        warn(f"{shown(path)}: {darkest[-1]}")
     left_out += wrong
+
+
+def _tell(choices: Sequence[str]) -> str:
+    return (
+        "say what the pixels are with --encoding (training: --data.encoding), one of "
+        + ", ".join(choices)
+    )
