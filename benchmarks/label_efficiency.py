@@ -47,10 +47,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it s
 
 from benchmarks.processes import ROOT
 from ctxseg_ros import machine
+from ctxseg_ros.command import run_command
 from ctxseg_ros.model_file import format_size, parse_size
-from training.data.files import DataError
+from ctxseg_ros.output_files import check_writable, make_folder, replacing, write_json, write_text
 from training.data.module import CamVid
-from training.systems.labelled import TrainingDiverged
 from training.systems.segmenter import SegmenterSystem
 
 Row = dict[str, Any]
@@ -232,9 +232,7 @@ class Results:
         """Put a row in place of the one of the same case, or at the end."""
         same = ("backbone", "head", "frozen", "share")
         self.rows = [r for r in self.rows if any(r[key] != row[key] for key in same)] + [row]
-        part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(self.page(), indent=2) + "\n")
-        part.replace(self.path)  # a kill leaves the old file or the new one
+        write_json(self.path, self.page())  # a kill leaves the old file or the new one
 
     def page(self) -> dict[str, Any]:
         """What the file holds."""
@@ -314,7 +312,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         if any(line[1] == mode for line in there)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
-    figure.savefig(path, dpi=120)
+    with replacing(path) as draft:
+        figure.savefig(draft, dpi=120)
 
 
 def run(options: argparse.Namespace) -> Results:
@@ -327,7 +326,8 @@ def run(options: argparse.Namespace) -> Results:
             option = name.replace("_", "-")
             raise FileNotFoundError(f"weights of {name}: no file {path}; give --{option}")
     prints = {name: fingerprint(path) for name, path in files.items()}
-    options.json.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(options.json.parent)
+    check_writable(options.json)
     results = Results(options.json, settings)
     for number, case in enumerate(wanted, 1):
         row = matching(results.rows, case)
@@ -377,16 +377,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
-    try:
-        results = run(options)
-    except (DataError, OSError, TrainingDiverged, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    return run_command("label_efficiency", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    results = run(options)
     page = table(results.page())
-    options.json.with_suffix(".md").write_text(page)
+    write_text(options.json.with_suffix(".md"), page)
     plot(results.rows, options.json.with_suffix(".png"))
     print(page)
-    return 0
 
 
 if __name__ == "__main__":

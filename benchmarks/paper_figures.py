@@ -36,12 +36,14 @@ from benchmarks.cluster_baselines import MEASURES, measure_baselines, summary
 from benchmarks.processes import ROOT
 from ctxseg_ros import machine, render
 from ctxseg_ros.attention import attention_image, head_map, mask_image, mass_mask
+from ctxseg_ros.command import run_command
 from ctxseg_ros.crf import refine
 from ctxseg_ros.merging import hierarchy
-from ctxseg_ros.model_file import ModelFileError, ModelInfo, format_size
+from ctxseg_ros.model_file import ModelInfo, format_size
+from ctxseg_ros.output_files import make_folder, replacing, write_json, write_text
 from ctxseg_ros.pipeline import FrameSegmenter
 from ctxseg_ros.prediction import Prediction
-from ctxseg_ros.runtimes import RuntimeUnavailable, open_runtime
+from ctxseg_ros.runtimes import open_runtime
 from ctxseg_ros.store import load
 from training.data.bsds import bsds_pairs
 from training.data.camvid import CLASSES, VOID, camvid_pairs, read_camvid
@@ -184,7 +186,8 @@ def draw(
         figure.legend(
             handles=patches, loc="outside lower center", ncols=_KEYS, frameon=False, fontsize=9
         )
-    figure.savefig(path, dpi=100)
+    with replacing(path) as draft:
+        figure.savefig(draft, dpi=100)
 
 
 def figure_1(
@@ -609,7 +612,7 @@ def _find(args: argparse.Namespace) -> dict[str, Any]:
     if args.checkpoint:
         pairs = spread(camvid_pairs(args.data / "camvid", "val"))
         decoder = Decoder(args.checkpoint, wnet, [read_image(pair.image) for pair in pairs])
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     heads = attention(args.data, dino, args.out)
     natural, last = bsds(args.data, wnet, decoder, args.regions, args.out)
     driving, first = camvid(args.data, unet, wnet, decoder, args.out)
@@ -634,16 +637,15 @@ def main(arguments: Iterable[str] | None = None) -> int:
     if not args.objects:
         print("the table of objects is left out: give what `training.evaluate objects` wrote")
         print("as --objects.")
-    try:
-        results = _find(args)
-    except (DataError, ExportError, ModelFileError, RuntimeUnavailable, ValueError) as error:
-        print(f"paper_figures: {error}", file=sys.stderr)
-        return 1
+    return run_command("paper_figures", lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
+    results = _find(args)
     found = {"machine": machine.describe(), "commit": machine.commit(), "results": results}
-    (args.out / "paper_figures.json").write_text(json.dumps(found, indent=1) + "\n")
-    (args.out / "paper_figures.md").write_text(page(found))
+    write_json(args.out / "paper_figures.json", found)
+    write_text(args.out / "paper_figures.md", page(found))
     print(page(found))
-    return 0
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ Writes the JSON file and, beside it, a table (.md) and a plot (.png).
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -43,8 +42,10 @@ from benchmarks import figures, pipeline_report, processes
 from benchmarks.figures import Play
 from benchmarks.processes import ROOT, BenchmarkError, Child
 from ctxseg_ros import machine, store
-from ctxseg_ros.model_file import ModelFileError, parse_size
-from ctxseg_ros.ros.demo import DemoError, bikes
+from ctxseg_ros.command import run_command
+from ctxseg_ros.model_file import parse_size
+from ctxseg_ros.output_files import check_writable, make_folder, write_json, write_text
+from ctxseg_ros.ros.demo.clip import bikes
 from ctxseg_ros.runtimes import DEVICES
 
 VGA, HD, FULL_HD = (640, 480), (1280, 720), (1920, 1080)
@@ -298,13 +299,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     given = parser.parse_args(arguments)
     processes.end_in_order()
-    try:
-        info = store.load(given.model)
-        info.check_size(parse_size(given.size))
-        source = (given.source or Path(bikes())).resolve()
-    except (ModelFileError, DemoError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    return run_command("pipeline", lambda: _run(given))
+
+
+def _run(given: argparse.Namespace) -> int:
+    info = store.load(given.model)
+    info.check_size(parse_size(given.size))
+    source = (given.source or Path(bikes())).resolve()
+    make_folder(given.json.parent)
+    check_writable(given.json)
     options = Options(
         model=info.path.resolve(),
         size=given.size,
@@ -324,10 +327,9 @@ def main(arguments: list[str] | None = None) -> int:
         "goals": pipeline_report.goals(rows),
         "results": rows,
     }
-    given.json.parent.mkdir(parents=True, exist_ok=True)
-    given.json.write_text(json.dumps(found, indent=2) + "\n")
+    write_json(given.json, found)
     text = pipeline_report.table(found)
-    given.json.with_suffix(".md").write_text(text)
+    write_text(given.json.with_suffix(".md"), text)
     pipeline_report.plot(rows, given.json.with_suffix(".png"))
     print(text)
     return 1 if failed else 0
@@ -347,7 +349,4 @@ def measure_all(wanted: list[Case], options: Options) -> tuple[list[dict[str, An
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(main())

@@ -8,6 +8,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ctxseg_ros.output_files import replacing
+
 Row = dict[str, Any]
 
 RESOLUTIONS = {(640, 480): "VGA", (1280, 720): "720p", (1920, 1080): "1080p"}
@@ -147,7 +149,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     figure.suptitle(f"{first['model']} at {first['size']} on {first['device']}")
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    figure.savefig(path, dpi=120)
+    with replacing(path) as draft:
+        figure.savefig(draft, dpi=120)
 
 
 def _plot_latencies(

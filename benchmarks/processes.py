@@ -5,10 +5,12 @@ Parent and child talk in lines of JSON on the child's stdin and stdout: a reques
 """
 
 import ctypes
+import functools
 import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ctxseg_ros.command import CommandFailed
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILE = ROOT / "config" / "fastdds.xml"
@@ -29,7 +33,11 @@ _ERROR = 2  # level of a DiagnosticStatus
 _SHM = Path("/dev/shm")
 
 
-class BenchmarkError(RuntimeError):
+# Of the domains that Linux's port ranges allow, the upper ones: few people use them.
+DOMAINS = range(215, 233)
+
+
+class BenchmarkError(CommandFailed):
     """A measurement cannot go on; the message says why, with the end of the process's log."""
 
 
@@ -38,8 +46,28 @@ def environment(profile: bool) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if key not in PROFILE_VARIABLES}
     if profile:
         kept |= dict.fromkeys(PROFILE_VARIABLES, str(PROFILE))
-    # Of the domains that Linux's port ranges allow, the upper ones: few people use them.
-    return kept | {"ROS_DOMAIN_ID": str(215 + os.getpid() % 18)}
+    # Other machines and containers are not heard, whatever domain they use.
+    return kept | {
+        "ROS_DOMAIN_ID": str(_own_domain()[0]),
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+    }
+
+
+@functools.cache
+def _own_domain() -> tuple[int, socket.socket]:
+    """A ROS domain that no other run on this network stack uses, and what reserves it.
+
+    An abstract socket is seen by the same processes as DDS on localhost: by containers too that
+    share the host's network, whose process ids may be equal. Raises BenchmarkError.
+    """
+    reserved = socket.socket(socket.AF_UNIX)
+    for domain in DOMAINS:
+        try:
+            reserved.bind(f"\0ctxseg_ros_benchmark_{domain}")
+        except OSError:
+            continue
+        return domain, reserved
+    raise BenchmarkError(f"{len(DOMAINS)} benchmarks run on this machine: wait for one to end")
 
 
 class Child:

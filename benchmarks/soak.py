@@ -11,7 +11,6 @@ or the node stopped labelling.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -25,10 +24,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it sees its folder only
 
 from benchmarks import processes
-from benchmarks.processes import ROOT, BenchmarkError, Child, ShmFiles
+from benchmarks.processes import ROOT, Child, ShmFiles
 from ctxseg_ros import machine, store
-from ctxseg_ros.model_file import ModelFileError, parse_size
-from ctxseg_ros.ros.demo import DemoError, bikes
+from ctxseg_ros.command import run_command
+from ctxseg_ros.model_file import parse_size
+from ctxseg_ros.output_files import check_writable, make_folder, write_json
+from ctxseg_ros.ros.demo.clip import bikes
 from ctxseg_ros.runtimes import DEVICES
 
 TOPIC = "/segment/labels"
@@ -162,7 +163,7 @@ def start(options: argparse.Namespace, folder: Path, stack: ExitStack) -> Soak:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the soak test; gives the exit code."""
+    """Run the soak test; gives the exit code (`ctxseg_ros.command`)."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=480.0, help="(%(default)s)")
     parser.add_argument("--model", default="segmenter_tiny", help="name or .onnx (%(default)s)")
@@ -173,22 +174,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "soak.json")
     options = parser.parse_args(arguments)
     processes.end_in_order()
-    try:
-        info = store.load(options.model)
-        info.check_size(parse_size(options.size))
-        options.model = info.path.resolve()
-        options.source = (options.source or Path(bikes())).resolve()
-    except (ModelFileError, DemoError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    return run_command("soak", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    info = store.load(options.model)
+    info.check_size(parse_size(options.size))
+    options.model = info.path.resolve()
+    options.source = (options.source or Path(bikes())).resolve()
+    make_folder(options.json.parent)
+    check_writable(options.json)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        try:
-            soak = start(options, Path(folder), stack)
-            for sample in soak.rounds(options.minutes):
-                print(_line(sample, soak), flush=True)
-        except BenchmarkError as error:
-            print(f"broken: {error}")
-            return 1
+        soak = start(options, Path(folder), stack)
+        for sample in soak.rounds(options.minutes):
+            print(_line(sample, soak), flush=True)
     return report(soak, options)
 
 
@@ -210,8 +209,7 @@ def report(soak: Soak, options: argparse.Namespace) -> int:
         "samples": thin(soak.samples),
     }
     found = {"machine": machine.describe(), "commit": machine.commit(), "results": [result]}
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(found, indent=2) + "\n")
+    write_json(options.json, found)
     for name, item in verdict.items():
         print(f"{name}: {item['first']:g} -> {item['last']:g}{'' if item['held'] else '  BROKEN'}")
     print("held" if held else "broken: see above")
@@ -227,7 +225,4 @@ def _line(sample: Sample, soak: Soak) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(main())

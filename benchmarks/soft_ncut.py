@@ -17,7 +17,6 @@ resident set, on CUDA what PyTorch allocated.
 """
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -40,6 +39,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it s
 
 from benchmarks.processes import ROOT
 from ctxseg_ros import machine
+from ctxseg_ros.command import CommandFailed, run_command
+from ctxseg_ros.output_files import check_writable, make_folder, write_json
 from training.losses.gaussian_ncut import gaussian_ncut
 from training.losses.soft_ncut import soft_ncut
 
@@ -260,19 +261,22 @@ def main(arguments: list[str] | None = None) -> int:
         "--json", type=Path, default=ROOT / "benchmarks" / "results" / "soft_ncut.json"
     )
     options = parser.parse_args(arguments)
+    return run_command("soft_ncut", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    make_folder(options.json.parent)
+    check_writable(options.json)
     console = Console()
     try:
         rows = measure_all(options.rounds, console)
     except RuntimeError as error:
-        print(error, file=sys.stderr)
-        return 1
+        raise CommandFailed(str(error)) from error
     found = {"machine": machine.describe(), "commit": machine.commit(), "results": rows}
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(found, indent=2) + "\n")
+    write_json(options.json, found)
     console.print(table(rows))
     for line in verdicts(rows):
         console.print(line)
-    return 0
 
 
 if __name__ == "__main__":

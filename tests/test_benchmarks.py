@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmarks' arithmetic on data made by hand, and one short run of each over DDS."""
 
+import ast
 import json
 import os
 import subprocess
@@ -331,19 +332,43 @@ def test_a_short_case_over_dds(
     assert row["device"] == "cpu" and row["cpu_percent"] > 0
 
 
+def test_a_ros_domain_is_used_by_one_run_at_a_time() -> None:
+    code = (
+        "import sys; from benchmarks.processes import environment\n"
+        "print({environment(True)['ROS_DOMAIN_ID'] for _ in range(3)}, flush=True)\n"
+        "sys.stdin.read()"
+    )
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    domains = [run.stdout.readline() for run in runs if run.stdout]
+    for run in runs:
+        run.communicate()
+    assert len(set(domains)) == 3
+    assert all(len(ast.literal_eval(domain)) == 1 for domain in domains)
+
+
 def test_what_cannot_run_is_one_sentence(tmp_path: Path) -> None:
     for script in ("pipeline.py", "soak.py"):
         for words, said in (
             (["--model", "nonesuch"], "no model is called 'nonesuch'"),
             (["--size", "100x100"], "100x100"),
+            (["--json", tmp_path], "cannot be written: it is a folder"),
         ):
             done = subprocess.run(
-                [sys.executable, f"benchmarks/{script}", *words, "--json", tmp_path / "x.json"],
+                [sys.executable, f"benchmarks/{script}", "--json", tmp_path / "x.json", *words],
                 cwd=ROOT,
                 capture_output=True,
                 text=True,
             )
-            assert done.returncode == 1 and said in done.stderr
+            assert done.returncode == 2 and said in done.stderr
             assert "Traceback" not in done.stderr
 
 
@@ -689,7 +714,7 @@ def test_a_model_without_attention_is_refused(
 ) -> None:
     wnet = paper_arguments[paper_arguments.index("--wnet") + 1]
     words = [*paper_arguments, "--dino", wnet, "--out", str(tmp_path)]
-    assert paper_figures.main(words) == 1
+    assert paper_figures.main(words) == 2
     assert "of task clusters; give a model of task attention" in capsys.readouterr().err
 
 
@@ -712,7 +737,7 @@ def test_scores_of_something_else_are_refused(
     path = tmp_path / "regions.json"
     path.write_text(text)
     words = [*paper_arguments, "--regions", str(path), "--out", str(tmp_path)]
-    assert paper_figures.main(words) == 1
+    assert paper_figures.main(words) == 2
     assert said in capsys.readouterr().err
 
 
@@ -724,5 +749,5 @@ def test_a_checkpoint_of_another_model_is_refused(
         (tmp_path / "none.ckpt", "no checkpoint of this version"),
     ):
         words = [*paper_arguments, "--checkpoint", str(path), "--out", str(tmp_path)]
-        assert paper_figures.main(words) == 1
+        assert paper_figures.main(words) == 2
         assert said in capsys.readouterr().err

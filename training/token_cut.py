@@ -182,11 +182,11 @@ def cut_folder(args: argparse.Namespace) -> list[float]:
         pairs = pair_files(args.images, args.masks)
         each_file(_check, pairs, "frames and masks")
         truths = {stem: pair.label for stem, pair in zip(images, pairs, strict=True)}
-    masks, overlays = args.out / "masks", args.out / "overlays"
-    make_folder(masks)
-    make_folder(overlays)
     first = read_image(next(iter(images.values())))
     find = object_finder(*open_encoder(args.weights, args.arch, args.size, first.shape[:2]))
+    masks, overlays = args.out / "masks", args.out / "overlays"
+    for folder in {(part / stem).parent for part in (masks, overlays) for stem in images}:
+        make_folder(folder)
     scores = []
     for stem, path in track(images.items(), "objects", console=Console(stderr=True)):
         image = read_image(path)

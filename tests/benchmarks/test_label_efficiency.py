@@ -183,5 +183,5 @@ def test_a_row_is_the_same_whatever_ran_before(command: list[str], tmp_path: Pat
 def test_bad_input_is_one_line(
     command: list[str], options: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert label_efficiency.main([*command, *options]) == 1
+    assert label_efficiency.main([*command, *options]) == 2
     assert said in capsys.readouterr().err
