@@ -3,6 +3,8 @@
 
 import sys
 
+from ctxseg_ros.ros import startup
+
 
 def main() -> int:
     """Run the demo; returns its exit code (`ctxseg_ros.command`)."""
@@ -11,6 +13,9 @@ def main() -> int:
     except KeyboardInterrupt:  # the imports take seconds
         print("demo: interrupted", file=sys.stderr)
         return 130
+    except ImportError as error:
+        print(f"demo: {startup.missing_module(error)}", file=sys.stderr)
+        return 2
     return run(sys.argv[1:])
 
 

@@ -44,14 +44,18 @@ def run(arguments: Sequence[str]) -> int:
     options = _parse(arguments)
     # A closed terminal and `kill` end the nodes too, as Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, signal.default_int_handler)
     return run_command("demo", lambda: _demo(options), _BAD_INPUT)
 
 
 def _demo(options: Options) -> None:
     console = Console(highlight=False, emoji=False)
     _check_names(options)
-    source = FrameSource(options.source or bikes())
+    notes: list[str] = []
+    source = FrameSource(options.source or bikes(), report=notes.append)
+    for note in notes:  # such as what was passed over in a folder
+        console.print(note, markup=False, soft_wrap=True)
     info = store.load(options.model)
     make_folder(options.out)
     seconds = options.seconds or (LIVE_SECONDS if source.live else math.inf)

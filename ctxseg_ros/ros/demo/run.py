@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import rclpy
@@ -34,6 +35,7 @@ SCALES = (1.0, 0.85, 0.7, 0.55)  # of the model's own sides
 READY_S = 900.0  # a TensorRT engine takes minutes to build
 FIRST_FRAME_S = 60.0
 REPORTS_S = 15.0
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
@@ -129,7 +131,7 @@ def play(
         RuntimeUnavailable: the model does not run on that device.
         CommandFailed: a node ended unasked, no frame came, or the nodes' counts do not add up.
         OutputError: a node's log cannot be written.
-        KeyboardInterrupt: Ctrl-C before the first frame.
+        KeyboardInterrupt: Ctrl-C before the first frame, or one of the other signals of ENDING.
     """
     # In this process's own environment: its participant needs the profile as the children's do.
     profile = transport.choose()
@@ -145,7 +147,7 @@ def play(
     topic = "attention" if info.task == "attention" else "labels"
     recorder = Recorder(namespace, topic, source.live)
     nodes: list[NodeProcess] = []
-    with _interrupts() as interrupted:
+    with _signals() as signals:
         try:
             with console.status(f"loading {escape(info.name)}"):
                 segment = NodeProcess(
@@ -154,14 +156,14 @@ def play(
                     input_sizes=sizes(info),
                 )  # fmt: skip
                 nodes.append(segment)
-                _wait_until_active(recorder, segment, interrupted)
+                _wait_until_active(recorder, segment, signals)
             camera = NodeProcess(
                 "camera", namespace, out,
                 source=source.name, rate_hz=rate_hz, loop=False, wait_for_subscriber=True,
             )  # fmt: skip
             nodes.append(camera)
-            _watch(recorder, camera, segment, source, seconds, interrupted, console)
-            _settle(recorder, segment)
+            _watch(recorder, camera, segment, source, seconds, signals, console)
+            _settle(recorder, segment, signals)
             if camera.exit_code:
                 recorder.recording.failure = camera.ended()
             return recorder.recording
@@ -174,29 +176,50 @@ def play(
             rclpy.shutdown()
 
 
+@dataclass
+class Signals:
+    """What this process was asked for by signals."""
+
+    interrupted: bool = False
+    """Ctrl-C: end the playing."""
+    terminated: bool = False
+    """SIGTERM, or SIGHUP of a closed terminal: end everything."""
+
+
 @contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Collect the Ctrl-C of the block, in place of raising KeyboardInterrupt."""
-    interrupted: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
+def _signals() -> Iterator[Signals]:
+    """Note the signals of the block, in place of raising KeyboardInterrupt amid its work."""
+    signals = Signals()
+
+    def on_signal(number: int, _: object) -> None:
+        if number == signal.SIGINT:
+            signals.interrupted = True
+        else:
+            signals.terminated = True
+
+    handlers = {number: signal.getsignal(number) for number in ENDING}
+    for number in ENDING:
+        if handlers[number] != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, on_signal)
     try:
-        yield interrupted
+        yield signals
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _end_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _wait_until_active(recorder: Recorder, segment: NodeProcess, interrupted: list[int]) -> None:
+def _wait_until_active(recorder: Recorder, segment: NodeProcess, signals: Signals) -> None:
     deadline = time.monotonic() + READY_S
     while recorder.recording.values("labels").get("state") != "active":
         rclpy.spin_once(recorder, timeout_sec=0.2)
         status = recorder.recording.status.get("labels")
         if status and status.level == DiagnosticStatus.ERROR:
             raise RuntimeUnavailable(status.message)
-        if interrupted:
+        if signals.interrupted or signals.terminated:
             raise KeyboardInterrupt
         if segment.exit_code is not None:
             raise CommandFailed(segment.ended())
@@ -210,7 +233,7 @@ def _watch(
     segment: NodeProcess,
     source: FrameSource,
     seconds: float,
-    interrupted: list[int],
+    signals: Signals,
     console: Console,
 ) -> None:
     """Record until the camera has ended, the time is over, or Ctrl-C."""
@@ -228,14 +251,13 @@ def _watch(
                 raise CommandFailed(f"{segment.ended()}; {labelled} frames were labelled before")
             if sent and first_deadline < math.inf:
                 first_deadline, deadline = math.inf, now + seconds
-            if not sent and (interrupted or now > first_deadline):
-                if interrupted:
-                    raise KeyboardInterrupt
+            if signals.terminated or (signals.interrupted and not sent):
+                raise KeyboardInterrupt
+            if now > first_deadline:
                 raise CommandFailed(_no_frame(recording, source))
-            if interrupted or now > deadline:
+            if signals.interrupted or now > deadline:
                 camera.ask_to_end()
-                interrupted.clear()
-                deadline = math.inf
+                signals.interrupted, deadline = False, math.inf
             progress.update(
                 task, completed=sent, description=f"{sent} frames sent, {labelled} labelled"
             )
@@ -249,7 +271,7 @@ def _no_frame(recording: Recording, source: FrameSource) -> str:
     return f"no frame of {shown(source.name)} came within {FIRST_FRAME_S:g} s{said}"
 
 
-def _settle(recorder: Recorder, segment: NodeProcess) -> None:
+def _settle(recorder: Recorder, segment: NodeProcess, signals: Signals) -> None:
     """Wait until every frame that was received is accounted for. Raises CommandFailed."""
     recording = recorder.recording
     start = time.monotonic()
@@ -262,6 +284,8 @@ def _settle(recorder: Recorder, segment: NodeProcess) -> None:
             whole = len(recording.labels) >= recording.labelled
             if recording.received == done and (whole or time.monotonic() > start + 5):
                 break
+        if signals.terminated:
+            raise KeyboardInterrupt
         if segment.exit_code is not None:
             raise CommandFailed(segment.ended())
     else:
