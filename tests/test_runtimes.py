@@ -254,9 +254,15 @@ def test_auto_takes_the_best_and_says_why_not_the_better(info, no_gpu, caplog, m
     assert precision.startswith("tiny: fp32, for the ")  # processor has no bf16, or the file says
     assert choice == (
         "tiny at 32x48 runs on openvino (fp32), "
-        "not tensorrt: no NVIDIA GPU with a working driver (nvidia-smi must list one)"
-        "; not cuda: no NVIDIA GPU with a working driver (nvidia-smi must list one)"
+        "not tensorrt or cuda: no NVIDIA GPU with a working driver (nvidia-smi must list one)"
     )
+
+
+def test_a_device_that_is_asked_for_needs_no_reason_in_the_log(info, caplog):
+    caplog.set_level(logging.INFO)
+    runtime = open_runtime(info, device="cpu")
+    assert runtime.reason == "asked for by name"
+    assert caplog.messages == ["tiny at 32x48 runs on cpu (fp32)"]
 
 
 def broken(*arguments):

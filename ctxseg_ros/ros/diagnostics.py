@@ -7,9 +7,10 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.impl.rcutils_logger import RcutilsLogger
 from rclpy.node import Node
 
 from ctxseg_ros.ros import qos, transport
@@ -26,11 +27,9 @@ OK, WARN, ERROR, STALE = (
 SILENCE_S = 2.0
 HUNG_S = 10.0
 
-_IDLE = {
-    "unconfigured": "unconfigured: configure and activate the node",
-    "inactive": "inactive: activate the node",
-    "finalized": "ended",
-}
+CALM_REPORTS = 5
+"""A finding that is missing from so many reports in a row is over."""
+
 _SEVERITY = (OK, WARN, STALE, ERROR)  # the message's numbers have STALE last
 
 
@@ -92,29 +91,89 @@ class FrameCounts:
         return self.recent()[what] / max(time.monotonic() - self._samples[0][0], 0.1)
 
 
-Finding = tuple[bytes, str]
-"""A level and a sentence that says what to do."""
+class Finding(NamedTuple):
+    """A level, and a sentence that says what to do.
+
+    `what`: the same in every report, however the figures in the sentence change; empty: the
+    sentence itself. `logged`: the log has it from where it happened.
+    """
+
+    level: bytes
+    message: str
+    what: str = ""
+    logged: bool = False
+
+    @property
+    def severity(self) -> int:
+        """0 (OK) to 3 (ERROR)."""
+        return _SEVERITY.index(self.level)
 
 
-def summary(findings: Iterable[Finding]) -> Finding:
+def summary(findings: Iterable[Finding]) -> tuple[bytes, str]:
     """The worst level (OK, WARN, STALE, ERROR), and the sentences, worst first; those of level OK
     only where there is nothing else."""
-    ordered = sorted(findings, key=lambda finding: _SEVERITY.index(finding[0]), reverse=True)
-    level = ordered[0][0]
-    said = [message for found, message in ordered if found != OK or level == OK]
+    ordered = sorted(findings, key=lambda finding: finding.severity, reverse=True)
+    level = ordered[0].level
+    said = [item.message for item in ordered if item.level != OK or level == OK]
     return level, "; ".join(dict.fromkeys(said))
+
+
+class FindingsLog:
+    """Puts findings into the log: each once when it appears or gets worse, and one line once all
+    of them are over. To be told of every report."""
+
+    def __init__(self, log: RcutilsLogger) -> None:
+        self._log = log
+        self._known: dict[str, tuple[int, int]] = {}  # severity, and reports without it
+
+    def clear(self) -> None:
+        """Forget what is known, for what was watched has ended."""
+        self._known.clear()
+
+    def update(self, findings: Iterable[Finding]) -> None:
+        """Log what is new in a report."""
+        findings = list(findings)
+        troubled = bool(self._known)
+        self._known = {
+            what: (severity, missing + 1)
+            for what, (severity, missing) in self._known.items()
+            if missing + 1 < CALM_REPORTS
+        }
+        for finding in findings:
+            if finding.level == OK:
+                continue
+            what = finding.what or finding.message
+            known, _ = self._known.get(what, (0, 0))
+            if finding.severity > known and not finding.logged:
+                self._write(finding)
+            self._known[what] = (max(known, finding.severity), 0)
+        if troubled and not self._known:
+            self._log.info(f"well again: {summary(findings)[1]}")
+
+    def _write(self, finding: Finding) -> None:
+        # rclpy wants one severity for each line of code.
+        if finding.level == ERROR:
+            self._log.error(finding.message)
+        else:
+            self._log.warning(finding.message)
+
+
+def retry(node: str) -> str:
+    """The commands that start a node of this full name again after a failure."""
+    return f"ros2 lifecycle set {node} configure, then ros2 lifecycle set {node} activate"
 
 
 @dataclass
 class NodeHealth:
     """What the node's own sentence is made from.
 
-    `failure`: why configure or a start value failed. `trouble`: why the model does not run where
-    it should; `broken`: it does not run at all. `busy_s`: how long the frame in work has been
-    there. `needed_ms`: the budget that would hold. `refines`: part of the time is refinement.
-    `shortage`: why this process has no shared memory.
+    `node`: its full name, for commands. `failure`: why configure or a start value failed.
+    `trouble`: why the model does not run where it should; `broken`: it does not run at all.
+    `busy_s`: how long the frame in work has been there. `needed_ms`: the budget that would hold.
+    `refines`: part of the time is refinement. `shortage`: why this process has no shared memory.
     """
 
+    node: str
     state: str
     failure: str = ""
     trouble: str = ""
@@ -135,60 +194,60 @@ class NodeHealth:
     def findings(self) -> list[Finding]:
         """What needs somebody, worst first; one that is OK where nothing does."""
         if self.failure:
-            return [(ERROR, f"not configured: {self.failure}")]
+            return [Finding(ERROR, f"not configured: {self.failure}", logged=True)]
+        if self.state == "unconfigured":
+            return [Finding(OK, f"unconfigured: {retry(self.node)}")]
+        if self.state == "inactive":
+            return [Finding(OK, f"inactive: ros2 lifecycle set {self.node} activate")]
         if self.state != "active":
-            return [(OK, _IDLE[self.state])]
+            return [Finding(OK, self.state)]
         if self.broken:
-            return [(ERROR, self.trouble)]
+            return [Finding(ERROR, self.trouble, "broken", logged=True)]
         if self.busy_s > HUNG_S:
             slow = "set refinement to none if that takes so long, else " if self.refines else ""
-            return [
-                (
-                    ERROR,
-                    f"a frame has been in work for {self.busy_s:.0f} s: the device seems to hang; "
-                    f"{slow}restart the node",
-                )
-            ]
+            sentence = (
+                f"a frame has been in work for {self.busy_s:.0f} s: the device seems to hang; "
+                f"{slow}restart the node"
+            )
+            return [Finding(ERROR, sentence, "hung")]
         found = []
         if self.trouble:
-            found.append(
-                (
-                    WARN,
-                    f"{self.trouble}: mend the device and set `device` again, or restart the node",
-                )
-            )
+            advice = "fix the device, then set `device` again, or restart the node"
+            found.append(Finding(WARN, f"{self.trouble}: {advice}"))
         if self.shortage:
-            found.append((WARN, self.shortage))
+            found.append(Finding(WARN, self.shortage, logged=True))
         if self.budget_ms and self.needed_ms is not None:
             simpler = "set refinement to none, " if self.refines else ""
-            found.append(
-                (
-                    WARN,
-                    f"even {self.input_size}, the smallest of input_sizes, needs "
-                    f"{self.needed_ms:.0f} ms (95th percentile), the budget is "
-                    f"{self.budget_ms:g} ms: add a smaller size, take a faster device or model, "
-                    f"{simpler}or set latency_budget_ms to {math.ceil(self.needed_ms)}",
-                )
+            sentence = (
+                f"even {self.input_size}, the smallest of input_sizes, needs "
+                f"{self.needed_ms:.0f} ms (95th percentile), the budget is "
+                f"{self.budget_ms:g} ms: add a smaller size, take a faster device or model, "
+                f"{simpler}or set latency_budget_ms to {math.ceil(self.needed_ms)}"
             )
+            found.append(Finding(WARN, sentence, "budget"))
         elif self.budget_ms and self.p95_ms > self.budget_ms:
-            found.append(
-                (
-                    WARN,
-                    f"the 95th percentile of the latency is {self.p95_ms:.0f} ms at "
-                    f"{self.input_size}, the budget {self.budget_ms:g} ms",
-                )
+            sentence = (
+                f"the 95th percentile of the latency is {self.p95_ms:.0f} ms at "
+                f"{self.input_size}, the budget {self.budget_ms:g} ms"
             )
+            found.append(Finding(WARN, sentence, "budget"))
         return found
 
 
 @dataclass
 class CameraHealth:
-    """What an active camera's sentence is made from; `recent` counts the last seconds."""
+    """What an active camera's sentence is made from; `recent` counts the last seconds.
+
+    `unheard`: there are publishers and no frame of them has ever arrived; `same_host`: one of them
+    is on this machine.
+    """
 
     topic: str
     blocked: str | None = None
     unmatched: Sequence[str] = ()
     publishers: int = 0
+    unheard: bool = False
+    same_host: bool = False
     silence_s: float = 0.0
     last_error: str = ""
     recent: Counter[str] = field(default_factory=Counter)
@@ -201,62 +260,77 @@ class CameraHealth:
     def findings(self) -> list[Finding]:
         """What needs somebody, and last what is well."""
         recent, topic = self.recent, self.topic
-        found: list[Finding] = [(WARN, sentence) for sentence in self.unmatched]
+        found = [Finding(WARN, sentence) for sentence in self.unmatched]
         if self.blocked:  # no error as long as another publisher's frames arrive
-            found.append((WARN if recent["received"] else ERROR, self.blocked))
+            found.append(Finding(WARN if recent["received"] else ERROR, self.blocked))
         elif self.silence_s > SILENCE_S:
-            found.append((STALE, self._silence()))
+            found.append(self._silence())
         if not recent["received"] and (self.blocked or self.silence_s > SILENCE_S):
             return found
-        if recent["inference_error"]:
-            found.append(
-                (ERROR, f"{recent['inference_error']} frames of {topic} failed: {self.last_error}")
-            )
-        if recent["malformed"]:
+        # Frames that fail are in the log one by one.
+        if failed := recent["inference_error"]:
+            sentence = f"{failed} frames of {topic} failed: {self.last_error}"
+            found.append(Finding(ERROR, sentence, "failed", logged=True))
+        if malformed := recent["malformed"]:
             level = WARN if recent["labelled"] else ERROR
-            found.append((level, f"{recent['malformed']} malformed frames: {self.last_error}"))
+            sentence = f"{malformed} malformed frames: {self.last_error}"
+            found.append(Finding(level, sentence, "malformed", logged=True))
         if recent["lost_transport"]:
-            found.append((WARN, self._loss()))
+            found.append(Finding(WARN, self._loss(), "lost"))
         if self.clock_offset_s is not None:
             side = "behind" if self.clock_offset_s > 0 else "ahead of"
-            found.append(
-                (
-                    WARN,
-                    f"the stamps of {topic} are {abs(self.clock_offset_s):.3g} s {side} this "
-                    "machine's clock, so ages count from the arrival: synchronise the clocks "
-                    "(chrony, PTP), or check use_sim_time",
-                )
+            sentence = (
+                f"the stamps of {topic} are {abs(self.clock_offset_s):.3g} s {side} this "
+                "machine's clock, so ages count from the arrival: synchronise the clocks "
+                "(chrony, PTP), or check use_sim_time"
             )
+            found.append(Finding(WARN, sentence, "clock"))
         if recent["stale"]:
-            found.append(
-                (
-                    WARN,
-                    f"{recent['stale']} frames of {topic} were older than max_age_ms "
-                    f"({self.max_age_ms:g}): find what holds them up, or raise max_age_ms",
-                )
+            sentence = (
+                f"{recent['stale']} frames of {topic} were older than max_age_ms "
+                f"({self.max_age_ms:g}): find what holds them up, or raise max_age_ms"
             )
+            found.append(Finding(WARN, sentence, "stale"))
         if recent["out_of_order"]:
-            found.append(
-                (
-                    WARN,
-                    f"{recent['out_of_order']} frames of {topic} were older than one before: let "
-                    "only one publisher send there (a bag that starts again costs two frames)",
-                )
+            sentence = (
+                f"{recent['out_of_order']} frames of {topic} were older than one before: let "
+                "only one publisher send there (a bag that starts again costs two frames)"
             )
+            found.append(Finding(WARN, sentence, "out_of_order"))
         if recent["camera_info_mismatched"]:
-            found.append(
-                (WARN, f"camera_info and {topic} differ in size: remap both to one camera")
-            )
-        found.append((OK, f"{self.rate_out_hz:.1f} frames a second are labelled"))
+            sentence = f"camera_info and {topic} differ in size: remap both to one camera"
+            found.append(Finding(WARN, sentence, logged=True))
+        found.append(Finding(OK, f"{topic} is labelled at {self.rate_out_hz:.1f} Hz"))
         return found
 
-    def _silence(self) -> str:
+    def _silence(self) -> Finding:
         if not self.publishers:
-            return f"nobody publishes {self.topic}: start the camera or remap `image`"
-        return (
-            f"no frame on {self.topic} for {self.silence_s:.0f} s though {self.publishers} "
-            "publish it: check the camera and the transport"
+            sentence = f"nobody publishes {self.topic}: start the camera or remap `image`"
+            return Finding(STALE, sentence)
+        plural = "publisher is" if self.publishers == 1 else "publishers are"
+        there = f"{self.publishers} {plural} there"
+        if not self.unheard:
+            sentence = (
+                f"no frame on {self.topic} for {self.silence_s:.0f} s though {there}: check the "
+                "camera"
+            )
+            return Finding(STALE, sentence, "stopped")
+        if self.same_host:
+            way = (
+                "its process and this one do not share memory: start both containers with "
+                "--ipc=host (or one of them with --ipc=shareable --shm-size=512m and the other "
+                "with --ipc=container:NAME), and both processes as the same user"
+            )
+        else:
+            way = (
+                "they are lost on the way: let the firewalls of both machines pass UDP from port "
+                "7400 on; start containers with --network=host and --ipc=host, as the same user"
+            )
+        sentence = (
+            f"no frame on {self.topic} has arrived for {self.silence_s:.0f} s though {there}: if "
+            f"the camera does send (ros2 topic hz {self.topic} beside it), {way}"
         )
+        return Finding(STALE, sentence, "unheard")
 
     def _loss(self) -> str:
         lost = self.recent["lost_transport"]

@@ -65,6 +65,10 @@ class CameraOutputs:
         for publisher in self._publishers.values():
             self._node.destroy_publisher(publisher)
 
+    def topic(self, name: str) -> str:
+        """The full name of a topic, after remapping."""
+        return self._publishers[name].topic_name
+
     def wanted(self) -> Wanted:
         """The topics that somebody subscribes to."""
         return {name for name, item in self._publishers.items() if item.get_subscription_count()}

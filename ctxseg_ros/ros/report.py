@@ -77,13 +77,15 @@ def statuses(
     latency: LatencyWindow,
     settings: Settings,
     shortage: str,
-) -> list[DiagnosticStatus]:
+) -> tuple[list[DiagnosticStatus], list[Finding]]:
     """ "NODE: labels" on all that the node does, and "NODE: CAMERA" on each named camera.
 
-    The node's level and sentence tell what was found here and at any camera.
+    The node's level and sentence are made from the findings, which are those of the node and of
+    its cameras.
     """
     budget_ms = settings["latency_budget_ms"]
-    health = NodeHealth(state, failure, budget_ms=budget_ms, busy_s=busy_s, shortage=shortage)
+    name = node.get_fully_qualified_name()
+    health = NodeHealth(name, state, failure, budget_ms=budget_ms, busy_s=busy_s, shortage=shortage)
     values: dict[str, Any] = {"state": state}
     if running is not None:
         _add_running(running, health, values)
@@ -99,19 +101,24 @@ def statuses(
     if state == "active":
         of_cameras = {item.name: _camera_health(item, settings).findings() for item in streams}
         if health.runs:
-            findings += [item for found in of_cameras.values() for item in found]
+            findings += [
+                item._replace(what=f"{camera} {item.what or item.message}")
+                for camera, found in of_cameras.items()
+                for item in found
+            ]
     if len(streams) == 1 and not streams[0].name:
         values |= _camera(streams[0])
     level, message = diagnostics.summary(findings)
     result = [diagnostics.status(node, "labels", level, message, values)]
     if running is not None:
         result[0].hardware_id = running.engine.device
+    idle = [Finding(OK, state)]
     for stream in streams:
         if stream.name:
-            level, message = diagnostics.summary(of_cameras.get(stream.name, [(OK, state)]))
+            level, message = diagnostics.summary(of_cameras.get(stream.name, idle))
             entries = {**_camera(stream), **_counts([stream]), **_latencies(stream.latency)}
             result.append(diagnostics.status(node, stream.name, level, message, entries))
-    return result
+    return result, findings
 
 
 def _add_running(running: Running, health: NodeHealth, values: dict[str, Any]) -> None:
@@ -144,6 +151,8 @@ def _camera_health(stream: CameraStream, settings: Settings) -> CameraHealth:
         blocked=stream.blocked,
         unmatched=stream.unmatched,
         publishers=stream.publishers,
+        unheard=stream.unheard,
+        same_host=stream.same_host,
         silence_s=stream.silence_s,
         last_error=stream.last_error,
         recent=stream.counts.recent(),

@@ -28,13 +28,14 @@ from rclpy.task import Future
 from ctxseg_ros import machine, store
 from ctxseg_ros.engine import Engine, EngineSpec, adapted, open_engine
 from ctxseg_ros.latency import LatencyWindow
+from ctxseg_ros.model_file import format_size
 from ctxseg_ros.ros import diagnostics, qos, report
 from ctxseg_ros.ros.label_info import LabelInfos
 from ctxseg_ros.ros.outputs import CameraOutputs
 from ctxseg_ros.ros.parameters import Setting, Settings
 from ctxseg_ros.ros.settings import SETTINGS
 from ctxseg_ros.ros.slot import LatestSlots
-from ctxseg_ros.ros.stream import LATENCY_WINDOW, THROTTLE_S, CameraStream, Frame
+from ctxseg_ros.ros.stream import LATENCY_WINDOW, CameraStream, Frame
 from ctxseg_ros.ros.worker import Running, Worker
 from ctxseg_ros.runtimes import RuntimeUnavailable
 
@@ -68,6 +69,7 @@ class SegmentNode(LifecycleNode):
         self._latency = LatencyWindow(LATENCY_WINDOW)
         self._class_names: list[str] = []
         self._library_log = _RosLog(self)
+        self._findings_log = diagnostics.FindingsLog(self.get_logger())
         self._settings = Settings(
             self,
             {**SETTINGS, "class_names": self._class_names_setting()},
@@ -126,10 +128,19 @@ class SegmentNode(LifecycleNode):
 
     def _autostart(self) -> None:
         self._start.cancel()
-        if not self._settings["autostart"] or self._state != "unconfigured":
+        if self._state != "unconfigured":
             return
-        if self.trigger_configure() == SUCCESS:
-            self.trigger_activate()
+        if self._settings["autostart"]:
+            if self.trigger_configure() == SUCCESS:
+                self.trigger_activate()
+            return
+        self.get_logger().info(f"unconfigured: {diagnostics.retry(self._full_name)}")
+        for fault in self._settings.faults.values():
+            self.get_logger().error(fault)
+
+    @property
+    def _full_name(self) -> str:
+        return self.get_fully_qualified_name()
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model, open the device, warm up every size, advertise the outputs."""
@@ -143,15 +154,25 @@ class SegmentNode(LifecycleNode):
             self._announce_classes()
         except Exception as error:  # whatever it is: the node stays, and says why
             self._release()
-            self._failure = _reason(error)
-            self.get_logger().error(
-                f"cannot configure: {self._failure}. Mend it, then configure and activate the node"
-            )
+            self._failure = self._with_advice(_reason(error))
+            self.get_logger().error(f"cannot configure: {self._failure}")
             self._publish_diagnostics()
             return FAILURE
         self._failure = None
         self._state = "inactive"
+        sizes = ", ".join(format_size(runtime.size) for runtime in engine.runtimes)
+        self.get_logger().info(f"configured: {engine.info.name} on {engine.device} at {sizes}")
         return SUCCESS
+
+    def _with_advice(self, reason: str) -> str:
+        """Why configure failed, and the commands that help."""
+        if any(SETTINGS[name].read_only for name in self._settings.faults):
+            return f"{reason}. Start the node again with an allowed value"
+        name = self._full_name
+        return (
+            f"{reason}. Correct that (ros2 param set {name} PARAMETER VALUE), then "
+            f"{diagnostics.retry(name)}"
+        )
 
     def _open_cameras(self) -> None:
         for name in self._settings["cameras"] or [""]:
@@ -204,14 +225,18 @@ class SegmentNode(LifecycleNode):
         for stream, _ in self._cameras.values():
             stream.open()
         self._state = "active"
-        topics = ", ".join(stream.topic for stream, _ in self._cameras.values())
-        self.get_logger().info(f"active, reading {topics}")
+        inputs = ", ".join(stream.topic for stream, _ in self._cameras.values())
+        kind = "labels" if self._class_names else "attention"
+        topics = ", ".join(outputs.topic(kind) for _, outputs in self._cameras.values())
+        classes = f", {len(self._class_names)} classes" if self._class_names else ""
+        self.get_logger().info(f"active: reads {inputs}; {kind} on {topics}{classes}")
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribe, and wait for the frame in work."""
         self._stop()
         self._state = "inactive"
         self._publish_diagnostics()
+        self.get_logger().info("inactive: reads no images")
         return super().on_deactivate(state)
 
     def _stop(self, timeout_s: float | None = None) -> bool:
@@ -230,6 +255,7 @@ class SegmentNode(LifecycleNode):
         """Free the model and its device's memory."""
         self._release()
         self._state = "unconfigured"
+        self.get_logger().info("unconfigured: the model is freed")
         return SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -238,12 +264,14 @@ class SegmentNode(LifecycleNode):
         self._stop()
         self._release()
         self._publish_diagnostics()
+        self.get_logger().info("finalized: the node has ended its work")
         return SUCCESS
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """A transition raised: back to unconfigured, with nothing left over."""
         self.get_logger().error(
-            f"a transition failed ({self._failure}); the node is unconfigured again"
+            f"a transition failed ({self._failure}); the node is unconfigured again. To retry: "
+            f"{diagnostics.retry(self._full_name)}"
         )
         self._state = "unconfigured"
         self._stop()
@@ -437,16 +465,12 @@ class SegmentNode(LifecycleNode):
         for stream, outputs in self._cameras.values():
             stream.follow_publishers()
             stream.unmatched = outputs.unmatched()
-            if stream.blocked:
-                stream.log.error(stream.blocked, throttle_duration_sec=THROTTLE_S)
-            for sentence in stream.unmatched:
-                stream.log.warning(sentence, throttle_duration_sec=THROTTLE_S)
         self._publish_diagnostics()
         for stream, _ in self._cameras.values():
             stream.sample()
 
     def _publish_diagnostics(self) -> None:
-        statuses = report.statuses(
+        statuses, findings = report.statuses(
             self,
             self._state,
             self._failure or "; ".join(self._settings.faults.values()),
@@ -457,6 +481,10 @@ class SegmentNode(LifecycleNode):
             self._settings,
             self._shortage,
         )
+        if self._state == "active":
+            self._findings_log.update(findings)
+        else:
+            self._findings_log.clear()
         self._diagnostics.publish(diagnostics.array(self, *statuses))
 
 

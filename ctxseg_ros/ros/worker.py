@@ -249,7 +249,6 @@ class Worker:
             mended.broken, mended.trouble = False, ""
             if engine.device != failed.home:
                 mended.trouble = f"{reason}; it runs on {engine.device} instead of {failed.home}"
-                self._log.warning(mended.trouble)
             if self.use(mended, instead_of=failed):
                 mended.hold(self._settings["latency_budget_ms"])  # changed while it opened
             else:

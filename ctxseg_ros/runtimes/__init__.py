@@ -3,6 +3,7 @@
 
 import hashlib
 import logging
+from collections.abc import Mapping
 
 from ctxseg_ros.model_file import ModelFileError, ModelInfo, format_size
 from ctxseg_ros.runtimes import onnx_runtime, open_vino
@@ -52,13 +53,14 @@ def open_runtime(
                 if device == "auto":
                     log.warning("device %s: %s", name, reason)
             else:
-                not_better = [f"not {other}: {why}" for other, why in reasons.items()]
-                asked = "the best there is" if device == "auto" else "asked for by name"
-                runtime.reason = "; ".join(not_better) or asked
-                log.info(
-                    f"{info.name} at {format_size(size)} runs on {name} ({runtime.precision}), "
-                    f"{runtime.reason}"
-                )
+                sentence = f"{info.name} at {format_size(size)} runs on {name}"
+                sentence += f" ({runtime.precision})"
+                if device == "auto":
+                    runtime.reason = _not_better(reasons) or "the best there is"
+                    sentence += f", {runtime.reason}"
+                else:
+                    runtime.reason = "asked for by name"
+                log.info(sentence)
                 return runtime
         reasons[name] = reason
     failed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
@@ -66,6 +68,16 @@ def open_runtime(
     raise RuntimeUnavailable(
         f"model {info.name} cannot run on {device}. {failed}. "
         f"Devices that are there: {', '.join(others) or 'none'}"
+    )
+
+
+def _not_better(reasons: Mapping[str, str]) -> str:
+    """Why it is none of these devices: each reason once, with all that it holds for."""
+    devices_by_reason: dict[str, list[str]] = {}
+    for device, reason in reasons.items():
+        devices_by_reason.setdefault(reason, []).append(device)
+    return "; ".join(
+        f"not {' or '.join(names)}: {reason}" for reason, names in devices_by_reason.items()
     )
 
 
