@@ -85,13 +85,13 @@ def walk(
             path = Path(entry.path)
             if entry.name.startswith("."):
                 passed_over["hidden"] += 1
-            elif entry.is_dir():
+            elif os.path.isdir(path):  # unlike the entry, it takes a link to itself
                 if is_item(path):
                     found.append(path)
                 else:
                     (links if entry.is_symlink() else folders).append(path)
-            elif not entry.is_file():
-                broken = entry.is_symlink() and not path.exists()
+            elif not os.path.isfile(path):
+                broken = entry.is_symlink() and not os.path.exists(path)
                 passed_over["broken link(s)" if broken else "neither file nor folder"] += 1
             elif path.suffix.lower() in suffixes:
                 found.append(path)

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Video files: every frame that can be decoded, and which ones could not."""
 
+import array
 import math
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +26,11 @@ _TIMED_FRAMES = 30
 # microsecond, and a damaged stretch may be long.
 _LEAST_FAILURES, _MOST_FAILURES = 100, 10_000
 
+_LISTED = 10  # ranges of frames that a sentence lists
+
+_MP4_STARTS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
+_HEADER = 4096  # bytes in which a Matroska file states its size
+
 _CONVERT = "convert it, for example with ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT.mp4"
 
 
@@ -35,8 +42,8 @@ class Loss(NamedTuple):
     """Frames of a video that could not be used.
 
     ``line``: a sentence that names the file and the frames, numbered from 1. ``unreadable``: how
-    many frames the file holds that cannot be decoded. ``missing``: how many frames it promises
-    beyond its end. One of the two is 0.
+    many frames the file holds that cannot be decoded. ``missing``: how many it promises that it
+    does not hold. One of the two is 0.
     """
 
     line: str
@@ -55,10 +62,12 @@ class Video:
         """Open a file (a Path) or a URL (a str). Raises VideoError, also if no frame decodes."""
         self._place = place
         self.name = shown(place)
+        self._ends: dict[int, list[Loss]] = {}  # by the frames decoded in a pass
         video = self._open()
         rate, count = video.get(cv2.CAP_PROP_FPS), video.get(cv2.CAP_PROP_FRAME_COUNT)
         video.release()
         self.count = int(count) if math.isfinite(count) and 0 < count < 2**53 else None
+        self._allowed = self._surplus()
         self.rate_hz = rate if math.isfinite(rate) and 0 < rate <= _PLAUSIBLE_HZ else 0.0
         times = []
         for _, _, milliseconds in self._decoded(lambda loss: None, 1):
@@ -96,7 +105,8 @@ class Video:
         """Number, pixels (None: skipped by the stride) and milliseconds of what decodes."""
         video = self._open()
         number = failed = 0
-        last = 0.0
+        unreadable: list[int] = []
+        times = array.array("d")  # of the frames that decode
         try:
             while failed < self._most_failures():
                 frame: Any = None
@@ -109,47 +119,83 @@ class Video:
                     continue
                 # What failed before a good frame is damaged; what fails at the end is the end.
                 if failed:
-                    lost(self._unreadable(number - failed, failed))
+                    unreadable += range(number - failed, number)
+                    lost(self._unreadable(unreadable[-failed:]))
                 failed = 0
-                last = video.get(cv2.CAP_PROP_POS_MSEC)
-                yield number - 1, frame, last
+                times.append(video.get(cv2.CAP_PROP_POS_MSEC))
+                yield number - 1, frame, times[-1]
         finally:
             video.release()
-        self._look_at_the_end(lost, number - failed, last)
+        if times and self.count and len(times) + len(unreadable) < self.count:
+            if self._ends.get(len(times)) is None:  # the same at each pass
+                self._ends[len(times)] = self._look_at_the_end(times, unreadable)
+            for loss in self._ends[len(times)]:
+                lost(loss)
 
     def _most_failures(self) -> int:
         if isinstance(self._place, str):
             return _LEAST_FAILURES
         return min(max(self.count or 0, _LEAST_FAILURES), _MOST_FAILURES)
 
-    def _look_at_the_end(self, lost: Callable[[Loss], None], read: int, last_ms: float) -> None:
-        """Tell damage at the end of the file, and a file that was cut short, from a wrong count.
+    def _look_at_the_end(self, times: Sequence[float], unreadable: Sequence[int]) -> list[Loss]:
+        """Where frames are missing: damage that OpenCV passed over, or a file that was cut short.
 
-        The packets are counted without decoding them: those after the last good frame cannot be
-        decoded, and those that the header promises beside them are not in the file.
+        The packets in the file are counted without decoding them. What is in the file beside the
+        frames that decoded is damaged, and what the header promises beside that is not in the file.
+        A count that is merely wrong, as in files that were trimmed without encoding them anew, is
+        no loss.
         """
-        if not read or self.count is None or read >= self.count:
-            return
-        times = self._packet_times()
-        period = 1000 / (self.rate_hz or DEFAULT_RATE_HZ)
-        undecoded = sum(time > last_ms + period / 2 for time in times)
-        if undecoded:
-            lost(self._unreadable(read + 1, undecoded))
-        held = max(len(times), read + undecoded)
-        # Some containers state their length as a time, which is that of the longest track, audio
-        # included, and OpenCV makes a number of frames of it.
-        allowed = 2 if self._states_frames() else max(3, math.ceil(self.count / 20))
-        if self.count - held > allowed:
+        assert self.count is not None
+        read, period = len(times) + len(unreadable), 1000 / (self.rate_hz or DEFAULT_RATE_HZ)
+        packets = sorted(self._packet_times())
+        if len(set(packets)) < len(packets):
+            return []  # without time stamps the count is a guess, and packets are not frames
+        losses = []
+        decoded = {round(time, 2) for time in times}
+        # Not those before the first frame: where a file was trimmed, they are not to be shown.
+        first = min(times) - period / 2
+        at_start = sum(i == number for i, number in enumerate(unreadable, 1))
+        undecoded = min(at_start + sum(time > first for time in packets), self.count) - read
+        if undecoded > 0:
+            numbers = [
+                number
+                for number, time in enumerate(packets, 1)
+                if time > first and round(time, 2) not in decoded and number not in unreadable
+            ]
+            exact = len(numbers) == undecoded
+            losses.append(self._unreadable(numbers) if exact else self._somewhere(undecoded))
+        held = max(len(packets), read + max(undecoded, 0))
+        if self.count - held > self._allowed:
             line = (
-                f"{self.name}: the file ends early, after {held} of the {self.count} frames that "
-                "its header promises; copy it again, or go on with what it holds"
+                f"{self.name}: the file ends early or has gaps: it holds {held} of the "
+                f"{self.count} frames that its header promises; copy it again, or go on with these"
             )
-            lost(Loss(line, missing=self.count - held))
+            losses.append(Loss(line, missing=self.count - held))
+        return losses
 
-    def _unreadable(self, first: int, count: int) -> Loss:
-        numbers = f"frame {first}" if count == 1 else f"frames {first} to {first + count - 1}"
+    def _surplus(self) -> int:
+        """By how many frames the stated count may be too high without a frame missing."""
+        if isinstance(self._place, Path):
+            with self._place.open("rb") as file:
+                start = file.read(_HEADER)
+                size = file.seek(0, os.SEEK_END)
+            if start.startswith(b"RIFF") or start[4:8] in _MP4_STARTS:
+                return 2  # it states a number of frames
+            if (_matroska_size(start) or 0) > size:
+                return 0  # the file is cut short
+        # The container states a time, that of the longest track, audio included, and OpenCV makes a
+        # number of frames of it.
+        return max(3, math.ceil((self.count or 0) / 20))
+
+    def _unreadable(self, numbers: Sequence[int]) -> Loss:
+        what = "frame" if len(numbers) == 1 else "frames"
         of = f" of {self.count}" if self.count else ""
-        return Loss(f"{self.name}: {numbers}{of} cannot be decoded", unreadable=count)
+        line = f"{self.name}: {what} {_ranges(numbers)}{of} cannot be decoded"
+        return Loss(line, unreadable=len(numbers))
+
+    def _somewhere(self, count: int) -> Loss:
+        line = f"{self.name}: {count} of {self.count} frames cannot be decoded"
+        return Loss(line, unreadable=count)
 
     def _packet_times(self) -> list[float]:
         """Milliseconds of every packet in the file; empty where OpenCV's backend hides them."""
@@ -162,14 +208,6 @@ class Video:
                 times.append(video.get(cv2.CAP_PROP_POS_MSEC))
         video.release()
         return times
-
-    def _states_frames(self) -> bool:
-        """Whether the container states a number of frames, as AVI, MP4 and MOV do."""
-        if isinstance(self._place, str):
-            return False
-        with self._place.open("rb") as file:
-            start = file.read(8)
-        return start.startswith(b"RIFF") or start[4:] in (b"ftyp", b"moov", b"mdat", b"wide")
 
     def _open(self) -> cv2.VideoCapture:
         if isinstance(self._place, str):
@@ -204,3 +242,36 @@ def open_capture(name: str) -> cv2.VideoCapture:
     if not video.isOpened() and cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER):
         return cv2.VideoCapture(name, cv2.CAP_GSTREAMER)
     return video
+
+
+def _matroska_size(start: bytes) -> int | None:
+    """Bytes that a Matroska or WebM file has by its header; None where that is another, or does not
+    state it."""
+    if not start.startswith(b"\x1a\x45\xdf\xa3"):
+        return None
+    header, after_header = _variable_length(start, 4)
+    at = after_header + header
+    if start[at : at + 4] != b"\x18\x53\x80\x67" or len(start) < at + 5:
+        return None
+    size, after_size = _variable_length(start, at + 4)
+    is_known = size != (1 << 7 * (after_size - at - 4)) - 1
+    return after_size + size if is_known else None
+
+
+def _variable_length(data: bytes, at: int) -> tuple[int, int]:
+    """An EBML number at a position, and the position after it: its leading zeros give its bytes."""
+    length = 9 - data[at].bit_length()
+    value = int.from_bytes(data[at : at + length], "big")
+    return value & ((1 << 7 * length) - 1), at + length
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Increasing numbers as text: 4, 8 to 11."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    listed = [str(a) if a == b else f"{a} to {b}" for a, b in ranges[:_LISTED]]
+    return ", ".join(listed) + (", ..." if len(ranges) > _LISTED else "")
