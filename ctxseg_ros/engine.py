@@ -22,14 +22,20 @@ from ctxseg_ros.refinement import NONE, RefinementFailed, Refiner
 from ctxseg_ros.runtimes import Runtime, open_runtime
 from ctxseg_ros.runtimes.base import fastest_ms, pattern_image
 
+_SCALES = (1.0, 0.85, 0.7, 0.55)  # of the model's own sides, for `automatic_sizes`
+
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """What to open: the parameters of the same names. `label_groups`: a path, empty for none."""
+    """What to open: the parameters of the same names.
+
+    `input_sizes`: (height, width), largest first; empty for the model's own size, None for
+    `automatic_sizes`. `label_groups`: a path, empty for none.
+    """
 
     model: str
     device: str
-    input_sizes: tuple[tuple[int, int], ...]
+    input_sizes: tuple[tuple[int, int], ...] | None
     label_groups: str
     refinement: str = NONE
 
@@ -133,10 +139,7 @@ def open_engine(spec: EngineSpec, log: logging.Logger, device: str | None = None
     """
     info = store.load(spec.model)
     groups, classes, colours = _grouping(spec, info)
-    _check_order(spec.input_sizes)
-    for size in spec.input_sizes:
-        info.check_size(size)
-    sizes = spec.input_sizes or (info.fixed_size or info.size,)
+    sizes = _sizes(spec, info)
     refiner = _refiner(spec, info)
     refine_ms = _refine_ms(refiner, sizes)
     runtimes, inference_ms = _open_runtimes(info, sizes, device or spec.device, log)
@@ -238,6 +241,28 @@ def _grouping(
         return None, info.classes, info.colours
     groups = read_label_groups(spec.label_groups, info.classes)
     return groups, groups.classes, colour_table(groups.classes)
+
+
+def automatic_sizes(info: ModelInfo) -> tuple[tuple[int, int], ...]:
+    """The model's own size and smaller ones, (height, width), to choose from by the budget."""
+    if info.fixed_size is not None:
+        return (info.fixed_size,)
+    height, width = info.size
+    sides = [(_fitting(height * scale, info), _fitting(width * scale, info)) for scale in _SCALES]
+    return tuple(dict.fromkeys(sides))
+
+
+def _fitting(side: float, info: ModelInfo) -> int:
+    return max(round(side / info.stride), 1) * info.stride
+
+
+def _sizes(spec: EngineSpec, info: ModelInfo) -> tuple[tuple[int, int], ...]:
+    if spec.input_sizes is None:
+        return automatic_sizes(info)
+    _check_order(spec.input_sizes)
+    for size in spec.input_sizes:
+        info.check_size(size)
+    return spec.input_sizes or (info.fixed_size or info.size,)
 
 
 def _check_order(sizes: Sequence[tuple[int, int]]) -> None:

@@ -1,81 +1,77 @@
 # SPDX-License-Identifier: Apache-2.0
 """A video as a camera, its labels, and RViz: ros2 launch ctxseg_ros demo.launch.py source:=FILE."""
 
-import os
 from pathlib import Path
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
+from launch.actions import (
+    DeclareLaunchArgument,
+    IncludeLaunchDescription,
+    OpaqueFunction,
+    Shutdown,
+)
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
-SEGMENT = Path(__file__).with_name("segment.launch.py")
-PROFILE = Path(__file__).parents[1] / "config" / "fastdds.xml"
-PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+from ctxseg_ros.ros import launch_arguments as arguments
+from ctxseg_ros.ros import transport
 
+SEGMENT = Path(__file__).with_name("segment.launch.py")
+
+# What the camera here decides, or there is one of.
+FIXED = ("cameras", "image_transport", "input_reliability", "input_encoding", "input_bits")
+PASSED = [
+    *arguments.parameter_arguments(
+        FIXED,
+        model="segmenter_tiny",
+        device="auto",
+        latency_budget_ms="100.0",
+        input_sizes="auto",
+    ),
+    *arguments.process_arguments(rviz="true"),
+]
 ARGUMENTS = [
-    DeclareLaunchArgument("source", description="video file, folder of images, or camera index"),
     DeclareLaunchArgument(
-        "rate_hz", default_value="0.0", description="frames a second; 0: the source's own rate"
+        "source", description="video file, folder of images, camera index, or URL"
     ),
     DeclareLaunchArgument(
-        "loop",
-        default_value="true",
-        choices=["true", "false"],
-        description="start again at the source's end",
+        "rate_hz", default_value="0.0", description="frame rate in Hz; 0: the source's own"
     ),
     DeclareLaunchArgument(
-        "model", default_value="segmenter_tiny", description="name of a model or path of an .onnx"
+        "loop", default_value="true", description="true or false: start again at the source's end"
     ),
-    DeclareLaunchArgument(
-        "device",
-        default_value="auto",
-        choices=["auto", "tensorrt", "cuda", "openvino", "cpu"],
-        description="where the model runs",
-    ),
-    DeclareLaunchArgument(
-        "latency_budget_ms",
-        default_value="100.0",
-        description="camera stamp to published labels, 0: only report it",
-    ),
-    DeclareLaunchArgument(
-        "rviz",
-        default_value="true",
-        choices=["true", "false"],
-        description="show camera and labels in RViz, and /diagnostics in rqt_runtime_monitor where "
-        "that is installed",
-    ),
+    *PASSED,
 ]
 
 
 def setup(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """The camera, and segment.launch.py."""
     values = context.launch_configurations
-    try:
-        rate_hz = float(values["rate_hz"])
-    except ValueError:
-        raise RuntimeError(f"rate_hz must be a number, not {values['rate_hz']!r}") from None
-    own_profile = any(name in os.environ for name in PROFILE_VARIABLES)
+    arguments.warn_of_unknown(context, __file__, ARGUMENTS)
     camera = Node(
         package="ctxseg_ros",
         executable="camera_node",
         name="camera",
-        output="screen",
+        namespace=values["namespace"],
+        output="both",
         parameters=[
             {
-                # Else a camera's index would become a number.
-                "source": ParameterValue(values["source"], value_type=str),
-                "rate_hz": rate_hz,
-                "loop": values["loop"] == "true",
+                # As text: a camera's index would become a number.
+                "source": ParameterValue(
+                    arguments.absolute_source(values["source"]), value_type=str
+                ),
+                "rate_hz": ParameterValue(values["rate_hz"], value_type=str),
+                "loop": arguments.switch(values, "loop"),
             }
         ],
-        additional_env={} if own_profile else dict.fromkeys(PROFILE_VARIABLES, str(PROFILE)),
+        ros_arguments=arguments.log_arguments(values),
+        additional_env=transport.choose().variables if arguments.switch(values, "shm") else {},
+        on_exit=Shutdown(reason="the camera has ended"),
     )
-    passed = ("model", "device", "latency_budget_ms", "rviz")
     segment = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(str(SEGMENT)),
-        launch_arguments=[(name, values[name]) for name in passed],
+        launch_arguments=[(argument.name, values[argument.name]) for argument in PASSED],
     )
     return [camera, segment]
 

@@ -5,6 +5,7 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ctxseg_ros import engine as engine_module
+from ctxseg_ros import store
 from ctxseg_ros.engine import Engine, EngineSpec, adapted, open_engine, reopened
 from ctxseg_ros.label_groups import LabelGroupsError
 from ctxseg_ros.model_file import ModelFileError
@@ -211,3 +213,14 @@ def test_finish_leaves_attention_on_its_grid(engines: list[Engine]) -> None:
     attention = np.ones((3, 2, 3), np.float32)
     found = engines[0].finish(Prediction(attention=attention), 60, 90, 0.5)
     assert found.labels is None and found.attention is attention
+
+
+def test_automatic_sizes_are_sizes_that_the_model_takes(
+    model_factory: Callable[..., Path],
+) -> None:
+    def sizes(**options: Any) -> tuple[tuple[int, int], ...]:
+        return engine_module.automatic_sizes(store.load(model_factory(**options)))
+
+    assert sizes(size=(352, 480)) == ((352, 480), (304, 416), (240, 336), (192, 256))
+    assert sizes(size=(16, 16)) == ((16, 16),)
+    assert sizes(fixed=True, size=(32, 48)) == ((32, 48),)

@@ -6,12 +6,11 @@ although YAML gives it another type: 7 for a text, "0.5" for a number, `front` o
 a list, an empty list or null for the default.
 """
 
-import difflib
 import os
 import re
 import reprlib
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +24,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from ctxseg_ros.model_file import format_size, parse_size
+from ctxseg_ros.spelling import nearest
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SWITCH = {
@@ -198,17 +198,18 @@ def switch(default: bool, description: str, *, read_only: bool = False) -> Setti
 
 
 def sizes(description: str) -> Setting:
-    """A list of HxW; the value is a list of (height, width)."""
-    allowed = 'a list of HEIGHTxWIDTH, such as ["352x480", "256x352"]'
+    """A list of HxW, or auto; the value is a list of (height, width), or None for auto."""
+    allowed = 'a list of HEIGHTxWIDTH, such as ["352x480", "256x352"], or auto'
 
-    def check(value: Any) -> list[tuple[int, int]]:
+    def check(value: Any) -> list[tuple[int, int]] | None:
         try:
-            return [parse_size(item) for item in _texts(value)]
+            words = _texts(value)
+            return None if words == ["auto"] else [parse_size(item) for item in words]
         except ValueError:
             raise ValueError(allowed) from None
 
-    def stored(value: list[tuple[int, int]]) -> list[str]:
-        return [format_size(size) for size in value] or [""]
+    def stored(value: list[tuple[int, int]] | None) -> list[str]:
+        return ["auto"] if value is None else [format_size(size) for size in value] or [""]
 
     # An empty list would have no element type, and tools show it as bytes.
     return Setting([""], description, check, allowed, stored=stored)
@@ -247,14 +248,6 @@ def _texts(value: Any) -> list[str]:
 
 def _is_empty_list(value: Any) -> bool:
     return isinstance(value, list | tuple | array) and not value
-
-
-def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The one of `names` that a misspelt name may stand for."""
-    plain = {item.lower(): item for item in names}
-    asked = name.lower().replace(".", "_").replace("-", "_")
-    found = difflib.get_close_matches(asked, plain, n=1)
-    return plain[found[0]] if found else None
 
 
 class Settings:

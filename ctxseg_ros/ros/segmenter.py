@@ -489,10 +489,11 @@ class SegmentNode(LifecycleNode):
 
 
 def _spec(values: Mapping[str, Any]) -> EngineSpec:
+    sizes = values["input_sizes"]
     return EngineSpec(
         values["model"],
         values["device"],
-        tuple(values["input_sizes"]),
+        None if sizes is None else tuple(sizes),
         values["label_groups"],
         values["refinement"],
     )

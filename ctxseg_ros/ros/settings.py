@@ -22,7 +22,7 @@ SETTINGS: dict[str, Setting] = {
     "device": choice("auto", ("auto", *DEVICES), "Where the model runs"),
     "input_sizes": sizes(
         "Sizes at which the model may run, largest first; the largest that holds "
-        "latency_budget_ms does. Empty: the model's own",
+        "latency_budget_ms does. auto: the model's own and three smaller ones; empty: its own",
     ),
     "latency_budget_ms": number(
         0.0, 0.0, 60000.0, "Camera stamp to published labels, 95th percentile; 0: only report it"

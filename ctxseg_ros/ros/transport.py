@@ -70,9 +70,8 @@ def choose(
     Raises FileNotFoundError if the profiles are not where the package was installed.
     """
     memory = SharedMemory.look() if memory is None else memory
-    own = own_profile(environment)
-    if own is not None:
-        return Choice({}, ". ".join(filter(None, [_kept(own), shortage(environment, memory)])))
+    if own_profile(environment) is not None:
+        return Choice({}, shortage(environment, memory))
     folder = config_folder()
     for name in SHARED_MEMORY:
         if PROCESSES * _needed(folder / name) <= memory.free:
@@ -170,8 +169,3 @@ def segment_bytes(profile: Path) -> int:
 
 def _needed(profile: Path) -> int:
     return int(segment_bytes(profile) * _OVERHEAD)
-
-
-def _kept(own: tuple[str, Path]) -> str:
-    variable, path = own
-    return f"{variable}={path} is set and stays in use"

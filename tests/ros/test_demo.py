@@ -27,7 +27,6 @@ from ctxseg_ros.output_files import OutputError
 from ctxseg_ros.ros.demo import pictures, report
 from ctxseg_ros.ros.demo.clip import bikes
 from ctxseg_ros.ros.demo.recording import Recording
-from ctxseg_ros.ros.demo.run import sizes
 from ctxseg_ros.ros.diagnostics import CAUSES
 from ctxseg_ros.source import FrameSource, SourceError
 from tests.ros.conftest import wait
@@ -446,12 +445,3 @@ def test_a_full_disk_leaves_the_old_video_and_nothing_else(tmp_path: Path) -> No
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
-
-
-def test_the_node_may_choose_among_sizes_that_the_model_takes(
-    model_factory: Callable[..., Path],
-) -> None:
-    info = store.load(model_factory(size=(352, 480)))
-    assert sizes(info) == ["352x480", "304x416", "240x336", "192x256"]
-    assert sizes(store.load(model_factory(size=(16, 16)))) == ["16x16"]
-    assert sizes(store.load(model_factory(fixed=True, size=(32, 48)))) == ["32x48"]

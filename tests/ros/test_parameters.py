@@ -187,6 +187,8 @@ def is_documented(setting: Setting, value: Any) -> bool:
     if isinstance(setting.default, bool):
         return isinstance(value, bool)
     if isinstance(setting.default, list):
+        if value is None:  # auto, of the sizes
+            return "auto" in setting.allowed
         items = [re.fullmatch("[A-Za-z0-9_]+", str(item)) or len(item) == 2 for item in value]
         return isinstance(value, list) and all(items)
     if setting.allowed.startswith("one of "):

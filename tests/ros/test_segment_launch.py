@@ -1,66 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The launch files with real processes, through launch_testing, where ROS 2 has it installed.
-
-pytest runs this file once more, as launch_testing's own program does: launch wants a main thread to
-itself, and launch_testing's pytest plugin breaks with newer versions of pytest.
-"""
+"""The launch files with real processes: executed by ros2/launch, or by its stand-in."""
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
-import time
-import unittest
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-import rclpy
-from lifecycle_msgs.srv import GetState
 from sensor_msgs.msg import Image
 
 ROOT = Path(__file__).resolve().parents[2]
-WHY = "is not installed: it comes with ROS 2, PyPI has no wheel of it"
-pytest.importorskip("launch_ros.actions", reason=f"ros2/launch_ros {WHY}")
-launch_testing = pytest.importorskip("launch_testing", reason=f"ros2/launch_testing {WHY}")
-
 HEIGHT, WIDTH = 48, 64
-TIMEOUT_S = 60.0
-
-
-def test_every_launch_file_labels_and_ends_cleanly(
-    graph: Any, model_factory: Callable[..., Path], tmp_path: Path
-) -> None:
-    frames = tmp_path / "frames"
-    frames.mkdir()
-    for number in range(3):
-        frame = np.full((HEIGHT, WIDTH, 3), 80 * number, np.uint8)
-        cv2.imwrite(str(frames / f"{number}.png"), frame)
-    environment = os.environ | {
-        "ROS_DOMAIN_ID": str(graph.domain),
-        "ROS_LOG_DIR": str(tmp_path / "log"),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-        "AMENT_PREFIX_PATH": os.pathsep.join(
-            filter(None, [str(installed(tmp_path / "prefix")), os.environ.get("AMENT_PREFIX_PATH")])
-        ),
-    }
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "launch_testing.launch_test", __file__),
-            *(f"model:={model_factory()}", f"frames:={frames}"),
-        ],
-        cwd=tmp_path,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=4 * TIMEOUT_S,
-    )
-    assert done.returncode == 0, done.stdout
-    assert done.stdout.count("\nOK") == 4, done.stdout  # two launches, while it runs and afterwards
+ENDS_S = 60.0
 
 
 def installed(prefix: Path) -> Path:
@@ -77,99 +34,185 @@ def installed(prefix: Path) -> Path:
     return prefix
 
 
-# What follows is for launch_testing, which leaves out the tests above.
-
-LAUNCHES = [
-    ("demo.launch.py", {"source": "frames"}, "/segment", {"labels": "camera"}),
-    (
-        "two_cameras.launch.py",
-        {"front": "frames", "left": "frames", "namespace": "robot"},
-        "/robot/segment",
-        {"front/labels": "front_camera", "left/labels": "left_camera"},
-    ),
-]
+@pytest.fixture
+def frames(tmp_path: Path) -> Path:
+    """A folder of three frames, for a camera to play."""
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number in range(3):
+        frame = np.full((HEIGHT, WIDTH, 3), 80 * number, np.uint8)
+        cv2.imwrite(str(folder / f"{number}.png"), frame)
+    return folder
 
 
-@launch_testing.parametrize("file, arguments, node_name, labels", LAUNCHES)
-def generate_test_description(
-    file: str, arguments: dict[str, str], node_name: str, labels: dict[str, str]
-) -> Any:
-    """One of the launch files, with the arguments `model` and `frames`."""
-    from launch import LaunchDescription
-    from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
-    from launch.launch_description_sources import PythonLaunchDescriptionSource
-    from launch.substitutions import LaunchConfiguration
-    from launch_testing.actions import ReadyToTest
+class Launch:
+    """A launch file in a process of its own; SIGINT goes to it alone, as from another program."""
 
-    given = {
-        name: LaunchConfiguration(text) if text == "frames" else text
-        for name, text in arguments.items()
-    }
-    included = IncludeLaunchDescription(
-        PythonLaunchDescriptionSource(str(ROOT / "launch" / file)),
-        launch_arguments=[
-            *given.items(),
-            ("model", LaunchConfiguration("model")),
-            ("device", "cpu"),
-            ("rviz", "false"),
-        ],
-    )
-    declared = [DeclareLaunchArgument("model"), DeclareLaunchArgument("frames")]
-    return LaunchDescription([*declared, included, ReadyToTest()])
-
-
-class WhileItRuns(unittest.TestCase):
-    __test__ = False  # for launch_testing, not for pytest
-
-    def setUp(self) -> None:
-        rclpy.init()
-        self.node = rclpy.create_node("looker")
-
-    def tearDown(self) -> None:
-        self.node.destroy_node()
-        rclpy.shutdown()
-
-    def spin_until(self, condition: Callable[[], Any]) -> None:
-        deadline = time.monotonic() + TIMEOUT_S
-        while not condition():
-            self.assertLess(time.monotonic(), deadline, "it did not happen in time")
-            rclpy.spin_once(self.node, timeout_sec=0.1)
-
-    def test_the_node_becomes_active(self, node_name: str) -> None:
-        client = self.node.create_client(GetState, f"{node_name}/get_state")
-        self.assertTrue(client.wait_for_service(TIMEOUT_S))
-        states = [""]
-
-        def active() -> bool:
-            future = client.call_async(GetState.Request())
-            rclpy.spin_until_future_complete(self.node, future, timeout_sec=TIMEOUT_S)
-            states.append(future.result().current_state.label)
-            return states[-1] == "active"
-
-        self.spin_until(active)
-
-    def test_every_camera_gets_labels(self, node_name: str, labels: dict[str, str]) -> None:
-        came: dict[str, Image] = {}
-        for topic, frame_id in labels.items():
-            self.node.create_subscription(
-                Image,
-                f"{node_name}/{topic}",
-                lambda message, frame_id=frame_id: came.setdefault(frame_id, message),
-                1,
+    def __init__(self, file: str, arguments: list[str], folder: Path, domain: int) -> None:
+        paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+        packages = [str(installed(folder / "prefix")), os.environ.get("AMENT_PREFIX_PATH", "")]
+        environment = os.environ | {
+            "ROS_DOMAIN_ID": str(domain),
+            "ROS_LOG_DIR": str(folder / "log"),
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "AMENT_PREFIX_PATH": os.pathsep.join(filter(None, packages)),
+        }
+        self._log = folder / "launch.log"
+        with self._log.open("w") as output:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, str(Path(__file__).with_name("run_launch.py"))),
+                    *(str(ROOT / "launch" / file), "device:=cpu", "rviz:=false", *arguments),
+                ],
+                cwd=folder,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
             )
-        self.spin_until(lambda: len(came) == len(labels))
-        for frame_id, message in came.items():
-            self.assertEqual(message.header.frame_id, frame_id)
-            self.assertEqual(message.encoding, "mono8")
-            self.assertEqual((message.height, message.width), (HEIGHT, WIDTH))
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text()
+
+    def wait(self) -> int:
+        """The exit code, once it has ended."""
+        return self._process.wait(ENDS_S)
+
+    def end(self) -> int:
+        """Ask it to end; the exit code."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+        return self.wait()
 
 
-@launch_testing.post_shutdown_test()
-class OnceItHasEnded(unittest.TestCase):
-    __test__ = False  # for launch_testing, not for pytest
+@pytest.fixture
+def launch(
+    graph: Any, model_factory: Callable[..., Path], tmp_path: Path
+) -> Iterator[Callable[..., Launch]]:
+    """launch(FILE, *NAME:=VALUE) -> the file, running on `graph` with a tiny model."""
+    started: list[Launch] = []
 
-    def test_every_process_ended_with_0(self, proc_info: Sequence[Any]) -> None:
-        from launch_testing.asserts import assertExitCodes
+    def start(file: str, *arguments: str) -> Launch:
+        model = f"model:={model_factory()}"
+        started.append(Launch(file, [model, *arguments], tmp_path, graph.domain))
+        return started[-1]
 
-        assertExitCodes(proc_info)
-        self.assertGreaterEqual(len(list(proc_info)), 2)
+    yield start
+    for item in started:
+        item.end()
+
+
+@pytest.mark.parametrize(
+    ("file", "arguments", "labels"),
+    [
+        ("demo.launch.py", ["source:=FRAMES"], {"/segment/labels": "camera"}),
+        (
+            "two_cameras.launch.py",
+            ["front:=FRAMES", "left:=FRAMES", "namespace:=robot"],
+            {
+                "/robot/segment/front/labels": "front_camera",
+                "/robot/segment/left/labels": "left_camera",
+            },
+        ),
+    ],
+)
+def test_every_camera_gets_labels_and_all_processes_end_with_0(
+    launch: Callable[..., Launch],
+    graph: Any,
+    wait: Any,
+    frames: Path,
+    file: str,
+    arguments: list[str],
+    labels: dict[str, str],
+) -> None:
+    received = {topic: graph.collect(Image, topic) for topic in labels}
+    running = launch(file, *(word.replace("FRAMES", str(frames)) for word in arguments))
+    wait(lambda: all(received.values()))
+    for topic, frame_id in labels.items():
+        message = received[topic][0]
+        assert message.header.frame_id == frame_id
+        assert message.encoding == "mono8"
+        assert (message.height, message.width) == (HEIGHT, WIDTH)
+    assert running.end() == 0
+    assert "Traceback" not in running.output
+    assert "process has died" not in running.output, running.output
+
+
+def test_parameters_given_as_arguments_are_those_of_the_node(
+    launch: Callable[..., Launch], graph: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "/**:\n  ros__parameters:\n    cameras: [front, left]\n    min_confidence: 0.25\n"
+    )
+    launch(
+        "segment.launch.py",
+        *("params_file:=mine.yaml", "image:=rgb/image_raw", "input_sizes:=64x96,32x48"),
+        *("max_age_ms:=500", "autostart:=False", "log_level:=warn"),
+    )
+    assert graph.state() == "unconfigured"
+    assert graph.get("input_sizes") == ["64x96", "32x48"]
+    assert graph.get("max_age_ms") == 500.0
+    assert graph.get("min_confidence") == 0.25
+    assert graph.get("autostart") is False
+    assert graph.transition("configure") and graph.transition("activate")
+    graph.wait_for_state("active")
+    assert graph.values("front")["topic"] == "/front/rgb/image_raw"
+    assert graph.values("left")["topic"] == "/left/rgb/image_raw"
+
+
+@pytest.mark.parametrize("source", ["gone.mp4", "FRAMES"])
+def test_the_demo_ends_when_its_camera_fails_or_ends(
+    launch: Callable[..., Launch], frames: Path, source: str
+) -> None:
+    source = source.replace("FRAMES", str(frames))
+    running = launch("demo.launch.py", f"source:={source}", "loop:=false")
+    assert running.wait() == 0
+    assert ("does not exist" in running.output) == (source == "gone.mp4")
+
+
+def test_an_unknown_argument_is_named_and_the_rest_starts(
+    launch: Callable[..., Launch], graph: Any
+) -> None:
+    running = launch("segment.launch.py", "latency_buget_ms:=50")
+    graph.wait_for_state("active")
+    assert "latency_buget_ms" in running.output
+    assert "did you mean latency_budget_ms" in running.output
+
+
+def test_a_parameter_file_that_is_missing_ends_it(
+    launch: Callable[..., Launch], tmp_path: Path
+) -> None:
+    running = launch("segment.launch.py", "params_file:=none.yaml")
+    assert running.wait() == 1
+    assert str(tmp_path / "none.yaml") in running.output
+    assert "segment_node" not in running.output  # nothing was started
+
+
+def test_a_node_that_ends_is_started_again_if_asked_for(
+    launch: Callable[..., Launch], graph: Any, wait: Any
+) -> None:
+    launch("segment.launch.py", "respawn:=true")
+    graph.wait_for_state("active")
+    (pid,) = node_processes(graph.domain)
+    os.kill(pid, signal.SIGKILL)
+    wait(lambda: [other for other in node_processes(graph.domain) if other != pid])
+    seen = len(graph.statuses)
+    wait(lambda: len(graph.statuses) > seen)
+    graph.wait_for_state("active")
+
+
+def node_processes(domain: int) -> list[int]:
+    """The segment_nodes of a ROS domain on this machine."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            variables = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue  # ended meanwhile
+        if (
+            b"ctxseg_ros.ros.segment_node" in words
+            and f"ROS_DOMAIN_ID={domain}".encode() in variables
+        ):
+            found.append(int(folder.name))
+    return found

@@ -24,14 +24,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ctxseg_ros.command import CommandFailed
 from ctxseg_ros.files import shown
-from ctxseg_ros.model_file import ModelInfo, format_size
+from ctxseg_ros.model_file import ModelInfo
 from ctxseg_ros.output_files import write_bytes
 from ctxseg_ros.ros import transport
 from ctxseg_ros.ros.demo.recording import Recorder, Recording
 from ctxseg_ros.runtimes import RuntimeUnavailable
 from ctxseg_ros.source import FrameSource
 
-SCALES = (1.0, 0.85, 0.7, 0.55)  # of the model's own sides
 READY_S = 900.0  # a TensorRT engine takes minutes to build
 FIRST_FRAME_S = 60.0
 REPORTS_S = 15.0
@@ -95,17 +94,6 @@ class NodeProcess:
             self._process.wait()
 
 
-def sizes(info: ModelInfo) -> list[str]:
-    """The model's own size and smaller ones, HxW, for the node to choose by the budget."""
-    if info.fixed_size is not None:
-        return [format_size(info.fixed_size)]
-    scaled = [
-        tuple(max(round(side * scale / info.stride), 1) * info.stride for side in info.size)
-        for scale in SCALES
-    ]
-    return list(dict.fromkeys(format_size((height, width)) for height, width in scaled))
-
-
 def play(
     source: FrameSource,
     info: ModelInfo,
@@ -153,7 +141,7 @@ def play(
                 segment = NodeProcess(
                     "segment", namespace, out,
                     model=str(info.path), device=device, latency_budget_ms=budget_ms,
-                    input_sizes=sizes(info),
+                    input_sizes=["auto"],
                 )  # fmt: skip
                 nodes.append(segment)
                 _wait_until_active(recorder, segment, signals)

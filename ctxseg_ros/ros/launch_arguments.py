@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arguments that the launch files share, and their checks.
+
+Every parameter of segment_node is a launch argument of the same name; one that is not given leaves
+the parameter as params_file has it. The values reach the node as text, which its parameters take,
+and the node says what is wrong with them. `ros2 launch` runs in an interpreter that may have
+neither onnx nor OpenCV, so this module does not import the node's own table of parameters.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import launch.logging
+import yaml
+from launch import LaunchContext
+from launch.actions import DeclareLaunchArgument
+from launch_ros.parameter_descriptions import ParameterValue
+
+from ctxseg_ros.spelling import nearest
+
+PARAMETERS = {
+    "model": "name of a shipped model, or path of an .onnx file",
+    "device": "where the model runs",
+    "input_sizes": "sizes HxW at which the model may run, largest first, such as 352x480,256x352; "
+    "auto: the model's own and three smaller ones",
+    "latency_budget_ms": "camera stamp to published labels, 95th percentile; 0: only report it",
+    "max_age_ms": "an older frame is dropped before inference; 0: none is",
+    "min_confidence": "0-1; pixels whose class is less probable become 255, unlabelled",
+    "label_groups": "path of a YAML that regroups the model's classes",
+    "refinement": "labels drawn to the image's edges",
+    "merge_level": "0-1; refinement:=merge joins regions over weaker boundaries",
+    "attention_mass": "0-1; attention models: share of the attention in attention_mask",
+    "attention_head": "attention models: which head; -1: the mean of all",
+    "overlay_alpha": "0-1; opacity of the colours in the overlay",
+    "cameras": "namespaces of the cameras that share the model, such as front,left",
+    "image_transport": "raw, or compressed: JPEG or PNG on IMAGE/compressed",
+    "input_reliability": "quality of service asked for; auto: as the camera publishes",
+    "input_encoding": "what the pixels are of frames whose encoding does not say it, such as bgr8",
+    "input_bits": "8-16; bits of 16-bit frames that the camera uses",
+    "autostart": "true or false: configure and activate at the start",
+}
+"""The node's parameters by name, with what --show-args says of them."""
+
+CHOICES = {
+    "device": ("auto", "tensorrt", "cuda", "openvino", "cpu"),
+    "refinement": ("none", "crf", "merge"),
+    "image_transport": ("raw", "compressed"),
+    "input_reliability": ("auto", "reliable", "best_effort"),
+}
+
+PROCESS = {
+    "namespace": ("", "namespace of every node"),
+    "log_level": ("", "debug, info, warn, error or fatal"),
+    "respawn": ("false", "true or false: start segment_node again when it ends"),
+    "rviz": (
+        "false",
+        "true or false: show camera and labels in RViz, and /diagnostics in rqt_runtime_monitor, "
+        "where these are installed",
+    ),
+    "shm": (
+        "true",
+        "true or false: Fast DDS with shared memory for whole frames, as much as /dev/shm has room "
+        "for; the camera's process needs the same profile (config/fastdds.xml)",
+    ),
+}
+"""What is not a parameter of a node: name, default, description."""
+
+# ros2/launch and launch_ros read these wherever they are set.
+_LAUNCHS_OWN = (
+    *("launch-prefix", "launch-prefix-filter", "emulate_tty", "sigterm_timeout", "sigkill_timeout"),
+    *("ros_namespace", "global_params", "ros_remaps"),
+)
+_TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+_LEVELS = ("debug", "info", "warn", "error", "fatal")
+_RESPAWN_DELAY_S = 2.0
+
+
+def parameter_arguments(
+    without: Collection[str] = (), **defaults: str
+) -> list[DeclareLaunchArgument]:
+    """Arguments for the node's parameters but those of `without`; `defaults` by name."""
+    return [
+        DeclareLaunchArgument(
+            name,
+            default_value=defaults.get(name, ""),
+            # launch's own check: before anything starts. The empty text is "not given".
+            choices=["", *CHOICES[name]] if name in CHOICES else None,
+            description=text if name in defaults else f"{text} (empty: as in params_file)",
+        )
+        for name, text in PARAMETERS.items()
+        if name not in without
+    ]
+
+
+def process_arguments(
+    without: Collection[str] = (), **defaults: str
+) -> list[DeclareLaunchArgument]:
+    """Arguments of PROCESS but those of `without`; `defaults` by name."""
+    return [
+        DeclareLaunchArgument(
+            name, default_value=defaults.get(name, default), description=description
+        )
+        for name, (default, description) in PROCESS.items()
+        if name not in without
+    ]
+
+
+def warn_of_unknown(
+    context: LaunchContext, file: str, arguments: Iterable[DeclareLaunchArgument]
+) -> None:
+    """Name the arguments of the command line that `file`, if it is the one launched, does not have.
+
+    ros2 launch ignores them. Those of a launch file that includes this one are its own business.
+    """
+    if not _is_launched(file):
+        return
+    known = [argument.name for argument in arguments]
+    for word in context.argv:
+        name, separator, _ = word.partition(":=")
+        if separator and name not in (*known, *_LAUNCHS_OWN):
+            near = nearest(name, known)
+            hint = f"did you mean {near}? " if near else ""
+            warn(
+                f"{Path(file).name} has no argument {name}, so {word} changes nothing: {hint}"
+                "--show-args lists the arguments"
+            )
+
+
+def _is_launched(file: str) -> bool:
+    """Whether the command line names this launch file, by its path or in this package."""
+    path = Path(file)
+    return any(
+        Path(word).resolve() == path.resolve() or (word == path.name and "ctxseg_ros" in sys.argv)
+        for word in sys.argv[1:]
+    )
+
+
+def warn(sentence: str) -> None:
+    """Put a warning on the terminal and into the launch log."""
+    launch.logging.get_logger("launch.user").warning(sentence)
+
+
+def switch(values: Mapping[str, str], name: str) -> bool:
+    """An argument that is true or false, as Python, YAML and launch write it.
+
+    Raises RuntimeError.
+    """
+    word = values[name].strip().lower()
+    if word not in (*_TRUE, *_FALSE):
+        raise RuntimeError(f"{name} must be true or false, not {values[name]!r}")
+    return word in _TRUE
+
+
+def listed(value: Any) -> list[str]:
+    """The items of "a,b", or of a list; without the empty ones at the end."""
+    items = value.split(",") if isinstance(value, str) else value or []
+    items = [str(item).strip() for item in items]
+    return items if any(items) else []
+
+
+def absolute(path: str) -> str:
+    """The path in full, so that messages show where it was looked for."""
+    return str(Path(path).expanduser().absolute()) if path else ""
+
+
+def absolute_source(source: str) -> str:
+    """A camera's source: paths in full; indices and URLs as they are."""
+    return source if source.isdecimal() or "://" in source else absolute(source)
+
+
+def existing_file(values: Mapping[str, str], name: str) -> str:
+    """The full path of an argument that must be a file. Raises RuntimeError."""
+    path = absolute(values[name])
+    if not os.path.isfile(path):
+        what = "is not a file" if os.path.exists(path) else "does not exist"
+        raise RuntimeError(f"{name} is {path}, which {what}")
+    return path
+
+
+def given_parameters(values: Mapping[str, str]) -> dict[str, ParameterValue]:
+    """The node's parameters that arguments set, as text: YAML would make numbers of names."""
+    given = {name: values[name] for name in PARAMETERS if values.get(name, "").strip()}
+    if given.get("model", "").endswith(".onnx"):
+        given["model"] = absolute(given["model"])
+    if "label_groups" in given:
+        given["label_groups"] = absolute(given["label_groups"])
+    return {name: ParameterValue(text, value_type=str) for name, text in given.items()}
+
+
+def log_arguments(values: Mapping[str, str]) -> list[str]:
+    """The ROS arguments that set the log level, of all or (NAME:=LEVEL) of one logger.
+
+    Raises RuntimeError.
+    """
+    text = values["log_level"].strip()
+    if not text:
+        return []
+    if text.rpartition(":=")[2].lower() not in _LEVELS:
+        raise RuntimeError(f"log_level must be one of {', '.join(_LEVELS)}, not {text!r}")
+    return ["--log-level", text]
+
+
+def respawning(values: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of a Node that start its process again, if the argument asks for it."""
+    return {"respawn": switch(values, "respawn"), "respawn_delay": _RESPAWN_DELAY_S}
+
+
+def full_namespace(values: Mapping[str, str]) -> str:
+    """The namespace of the nodes as it will be, with that of an including launch file."""
+    own = values["namespace"]
+    base = "" if own.startswith("/") else values.get("ros_namespace", "")
+    return "/" + "/".join(part.strip("/") for part in (base, own) if part.strip("/"))
+
+
+def file_parameters(path: str, node: str) -> dict[str, Any]:
+    """The parameters that a YAML file of ROS gives to the node of this full name.
+
+    Keys with wildcards count before those that name the node, as in rcl. Raises RuntimeError if the
+    file is not such a YAML.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        raise RuntimeError(f"params_file {path} cannot be read: {error}") from None
+    sections = dict(_sections(content, ""))
+    if not sections:
+        raise RuntimeError(
+            f"params_file {path} has no parameters: it needs a node's name (or /**), in it "
+            "ros__parameters, and in that the parameters, as config/segment.yaml has them"
+        )
+    matching = [name for name in sections if _matches(name, node)]
+    if not matching:
+        warn(
+            f"params_file {path} has parameters for {', '.join(sections)}, none for {node}: "
+            f"rename the key to {node} or to /**"
+        )
+    found: dict[str, Any] = {}
+    for name in sorted(matching, key=lambda name: "*" not in name):
+        found |= sections[name]
+    return found
+
+
+def _sections(content: Any, name: str) -> Iterable[tuple[str, dict[str, Any]]]:
+    """(full name of a node, its parameters) of a parameter file; names may be nested."""
+    if not isinstance(content, dict):
+        return
+    for key, value in content.items():
+        if key == "ros__parameters":
+            yield name or "/", value if isinstance(value, dict) else {}
+        else:
+            yield from _sections(value, f"{name}/{str(key).strip('/')}")
+
+
+def _matches(pattern: str, node: str) -> bool:
+    """Whether rcl's wildcards (** for any names, * for one) fit the node's full name."""
+    parts = [
+        {"**": r"(/[^/]+)*", "*": r"/[^/]+"}.get(part, "/" + re.escape(part))
+        for part in pattern.strip("/").split("/")
+    ]
+    return re.fullmatch("".join(parts), node) is not None
+
+
+def check_cameras(cameras: Sequence[str]) -> None:
+    """Raises RuntimeError where a camera's name cannot be part of a topic."""
+    for camera in cameras:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", camera):
+            raise RuntimeError(
+                f"cameras holds {camera!r}, which cannot be a name in ROS: use letters, digits and "
+                "_, not a digit first, separated by commas, as in cameras:=front,left"
+            )
