@@ -19,6 +19,7 @@ VIDEO_SUFFIXES = frozenset(
 #: Storage files of a ROS 2 bag.
 BAG_SUFFIXES = frozenset({".mcap", ".db3"})
 
+_PASSWORD = re.compile("(?<=://)([^/@:]*:)[^/@]*(?=@)")
 _NUMBER = re.compile("([0-9]+)")
 # Photos that phones write and OpenCV does not read everywhere.
 _PHOTOS = frozenset({".heic", ".heif", ".avif"})
@@ -119,5 +120,8 @@ def natural_key(path: Path) -> _Key:
 
 
 def shown(path: Path | str) -> str:
-    """A path as text that can be printed and logged: bytes that are not UTF-8 as ``\\xNN``."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """A path or URL as text that can be printed and logged.
+
+    Bytes that are not UTF-8 are written as ``\\xNN``, and a URL's password as ``***``.
+    """
+    return _PASSWORD.sub(r"\1***", os.fsencode(path).decode("utf-8", "backslashreplace"))

@@ -2,6 +2,7 @@
 """Where frames are played from: a video file, images, or a live camera or stream."""
 
 import math
+import os
 import re
 import stat
 import threading
@@ -178,9 +179,11 @@ class FrameSource:
         )
 
     def _open_path(self, path: Path) -> None:
-        name = shown(path)
         try:
+            name = shown(path)
             mode = path.stat().st_mode
+        except ValueError as error:  # a zero byte, or half a surrogate pair
+            raise SourceError(f"source {str(path)!a} cannot be a path: {error}") from error
         except OSError as error:
             if isinstance(error, FileNotFoundError) and "%" in path.name:
                 self._open_images(_numbered(path))
@@ -327,7 +330,7 @@ class FrameSource:
 def _with_home(path: Path) -> Path:
     """The path with a leading ``~`` or ``~user`` replaced, unless a file has that very name."""
     try:
-        return path if path.exists() else path.expanduser()
+        return path if os.path.exists(path) else path.expanduser()
     except RuntimeError:  # no such user
         return path
 

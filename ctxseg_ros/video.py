@@ -26,6 +26,9 @@ _TIMED_FRAMES = 30
 # microsecond, and a damaged stretch may be long.
 _LEAST_FAILURES, _MOST_FAILURES = 100, 10_000
 
+# Of a URL. Without them OpenCV waits half a minute.
+_TIMEOUTS = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, 10_000, cv2.CAP_PROP_READ_TIMEOUT_MSEC, 10_000]
+
 _LISTED = 10  # ranges of frames that a sentence lists
 
 _MP4_STARTS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
@@ -227,7 +230,7 @@ class Video:
                 if not file.read(1):
                     raise VideoError(f"{self.name}: the file is empty; copy it again")
                 # OpenCV takes paths as UTF-8 and crashes on other names.
-                utf8 = self.name == str(path)
+                utf8 = shown(path) == str(path)
                 return open_capture(str(path) if utf8 else f"/proc/self/fd/{file.fileno()}")
         except OSError as error:
             raise VideoError(f"{self.name}: cannot be read ({error.strerror})") from error
@@ -238,7 +241,7 @@ def open_capture(name: str) -> cv2.VideoCapture:
 
     OpenCV's own choice would also take a numbered name for a sequence of images.
     """
-    video = cv2.VideoCapture(name, cv2.CAP_FFMPEG)
+    video = cv2.VideoCapture(name, cv2.CAP_FFMPEG, _TIMEOUTS)
     if not video.isOpened() and cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER):
         return cv2.VideoCapture(name, cv2.CAP_GSTREAMER)
     return video

@@ -126,3 +126,8 @@ def test_a_folder_that_cannot_be_listed(tmp_path: Path) -> None:
 def test_names_that_are_not_utf_8_are_shown_by_their_bytes() -> None:
     assert shown(LATIN1) == r"caf\xe9.jpg"
     assert shown(Path("🚗/é.png")) == "🚗/é.png"
+
+
+def test_a_password_is_not_shown() -> None:
+    assert shown("rtsp://me:secret@camera:554/a:b@c") == "rtsp://me:***@camera:554/a:b@c"
+    assert shown("rtsp://camera:554/a") == "rtsp://camera:554/a"

@@ -13,6 +13,7 @@ from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
+from ctxseg_ros.files import shown
 from ctxseg_ros.ros import diagnostics, qos
 from ctxseg_ros.ros.images import to_image
 from ctxseg_ros.ros.parameters import Settings, choice, integer, number, path, switch, text
@@ -123,7 +124,7 @@ class CameraNode(Node):
         rate = self._settings["rate_hz"] or self._source.rate_hz
         period = 1.0 / rate if rate else 0.0
         pace = f"{rate:g} Hz" if period else "the camera's own rate"
-        self.get_logger().info(f"{self._settings['source']} on {self._images.topic_name}, {pace}")
+        self.get_logger().info(f"{shown(self._source.name)} on {self._images.topic_name}, {pace}")
         if self._settings["wait_for_subscriber"]:
             while not self._images.get_subscription_count() and not self._stopping.wait(0.05):
                 pass
@@ -155,7 +156,7 @@ class CameraNode(Node):
         now = time.monotonic()
         self._reported = (self._sent, now)
         values = {
-            "source": self._settings["source"],
+            "source": shown(self._source.name),
             "frames_sent": self._sent,
             "rate_hz": round((self._sent - sent) / max(now - then, 1e-3), 2),
             "frames_unreadable": self._source.unreadable,
