@@ -21,6 +21,7 @@ import onnx
 import onnx.numpy_helper
 from numpy.typing import NDArray
 
+from ctxseg_ros.files import shown
 from ctxseg_ros.prediction import UNLABELLED
 
 FORMAT = "1"
@@ -137,15 +138,23 @@ def read_model_info(path: str | Path) -> ModelInfo:
         data = path.read_bytes()
     except OSError as error:
         raise ModelFileError(
-            f"{path}: cannot read the model file: {error.strerror or error}. Check the path"
+            f"{shown(path)}: cannot read the model file: {error.strerror or error}. "
+            f"{read_fix(error)}"
         ) from error
     try:
         return _model_info(path, data)
     except ModelFileError as error:
-        raise ModelFileError(f"{path}: {error}") from error.__cause__
+        raise ModelFileError(f"{shown(path)}: {error}") from error.__cause__
     except (AttributeError, TypeError, ValueError) as error:
         # Protobuf parses text that is not UTF-8 as bytes, and enum values that do not exist.
-        raise ModelFileError(f"{path}: the file is damaged: {error}. {_RECOPY}") from error
+        raise ModelFileError(f"{shown(path)}: the file is damaged: {error}. {_RECOPY}") from error
+
+
+def read_fix(error: OSError) -> str:
+    """What to do where a file cannot be read."""
+    if isinstance(error, PermissionError):
+        return "Give this user the right to read it"
+    return "Check the path"
 
 
 def write_metadata(

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a model's name to its file: the models that this package ships, and paths."""
 
+import difflib
 import hashlib
+import os
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
-from ctxseg_ros.model_file import ModelFileError, ModelInfo, read_model_info
+from ctxseg_ros.files import shown
+from ctxseg_ros.model_file import ModelFileError, ModelInfo, read_fix, read_model_info
 
 SUMS = "SHA256SUMS"
+SUFFIX = ".onnx"
 
 
 class UnknownModelError(ModelFileError):
@@ -21,27 +26,29 @@ def models_dir() -> Path:
 
 def model_names() -> list[str]:
     """The names of the shipped models, sorted."""
-    return sorted(path.stem for path in models_dir().glob("*.onnx"))
+    return sorted(path.stem for path in models_dir().glob(f"*{SUFFIX}"))
 
 
 def find_model(name_or_path: str | Path) -> Path:
-    """The file of a shipped model's name, or the path itself if it ends in .onnx.
+    """The file of a shipped model's name, or of a path; ~ and ~USER at its start are home folders.
 
-    Raises ModelFileError if there is no such file, UnknownModelError if there is no such name.
+    A name is a path if it ends in .onnx, has a / or starts with ~. Raises ModelFileError if there
+    is no such file or it is a folder, UnknownModelError if there is no such name.
     """
     text = str(name_or_path)
-    if text.endswith(".onnx"):
-        path = Path(text).expanduser()
-        if not path.is_file():
-            raise ModelFileError(f"{path}: there is no such file. Check the path")
+    if text in model_names():
+        return models_dir() / f"{text}{SUFFIX}"
+    if text.endswith(SUFFIX) or "/" in text or text.startswith("~"):
+        path = Path(os.path.expanduser(text))
+        if not os.path.isfile(path):
+            raise ModelFileError(_why_no_file(path))
         return path
     names = model_names()
-    if text not in names:
-        raise UnknownModelError(
-            f"no model is called {text!r}; shipped models: {', '.join(names) or 'none'}. "
-            "Use one of these names, or a path that ends in .onnx"
-        )
-    return models_dir() / f"{text}.onnx"
+    raise UnknownModelError(
+        f"no model is called {text!r}; shipped models: {', '.join(names) or 'none'}. "
+        f"{_did_you_mean(text, names)}Use one of these names, or a path that ends in {SUFFIX}"
+        f"{_file_hint(Path(text))}"
+    )
 
 
 def load(name_or_path: str | Path) -> ModelInfo:
@@ -53,6 +60,63 @@ def load(name_or_path: str | Path) -> ModelInfo:
     if path.parent == models_dir():
         _check_sum(path)
     return read_model_info(path)
+
+
+def _why_no_file(path: Path) -> str:
+    """Why a path is not a model's file, and what may be meant."""
+    if str(path).startswith("~"):
+        user = path.parts[0].removeprefix("~")
+        return (
+            f"{shown(path)}: there is no such file, and no user is called {user!r}. Check the path"
+        )
+    if os.path.isdir(path):
+        models = sorted(shown(item.name) for item in _children(path) if item.suffix == SUFFIX)
+        inside = f"one of those in it: {', '.join(models)}" if models else "the .onnx file itself"
+        return f"{shown(path)}: is a folder. Give {inside}"
+    try:
+        path.lstat()
+    except (FileNotFoundError, ValueError):
+        pass
+    except NotADirectoryError:
+        return f"{shown(path)}: a part of it is a file, not a folder. Check the path"
+    except OSError as error:  # no permission for a folder on the way, a name that is too long
+        return f"{shown(path)}: cannot be read: {error.strerror}. {read_fix(error)}"
+    else:
+        kind = "a link to nothing" if path.is_symlink() else "not a regular file"
+        return f"{shown(path)}: is {kind}. Give the .onnx file itself"
+    names = model_names()
+    near = difflib.get_close_matches(path.name.removesuffix(SUFFIX), names, n=1)
+    if near and path.parent == Path():
+        hint = f"Did you mean {near[0]}, without {SUFFIX}, which is shipped?"
+    elif os.path.isfile(f"{path}{SUFFIX}"):
+        hint = f"Did you mean {shown(path.name)}{SUFFIX}?"
+    else:
+        beside = [item.name for item in _children(path.parent) if item.suffix == SUFFIX]
+        hint = f"{_did_you_mean(path.name, beside)}Check the path"
+    return f"{shown(path)}: there is no such file. {hint}"
+
+
+def _file_hint(path: Path) -> str:
+    """Whether a file of a name that is no shipped model's may be meant."""
+    if os.path.isfile(f"{path}{SUFFIX}"):
+        return f": {shown(path)}{SUFFIX} exists"
+    if os.path.isdir(path):
+        return f": {shown(path)} is a folder"
+    if os.path.isfile(path):
+        return f": the file {shown(path)} does not end so"
+    return ""
+
+
+def _did_you_mean(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name.lower(), names, n=1)
+    return f"Did you mean {shown(near[0])}? " if near else ""
+
+
+def _children(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except (OSError, ValueError):
+        return []
 
 
 def _check_sum(path: Path) -> None:

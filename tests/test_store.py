@@ -2,8 +2,11 @@
 """From a name to a checked file."""
 
 import hashlib
+import os
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ctxseg_ros import store
 from ctxseg_ros.model_file import ModelFileError
@@ -48,6 +51,84 @@ def test_missing_path_is_not_taken_for_a_name(shipped):
     with pytest.raises(ModelFileError, match=r"c\.onnx: there is no such file") as caught:
         store.load("c.onnx")
     assert not isinstance(caught.value, store.UnknownModelError)
+
+
+@pytest.mark.parametrize(
+    ("given", "cause", "hint"),
+    [
+        ("segmenter_tin", "no model is called 'segmenter_tin'", "Did you mean segmenter_tiny?"),
+        ("Segmenter_Tiny", "no model is called", "Did you mean segmenter_tiny?"),
+        ("segmenter_tiny.onnx", "no such file", "Did you mean segmenter_tiny, without .onnx"),
+        ("mine", "no model is called 'mine'", "mine.onnx exists"),
+        ("./mine", "no such file", "Did you mean mine.onnx?"),
+        ("min.onnx", "no such file", "Did you mean mine.onnx?"),
+        ("sub/nothing.onnx", "no such file", "Check the path"),
+        ("folder", "no model is called", "folder is a folder"),
+        ("folder/", "is a folder", "a.onnx, b.onnx"),
+        ("x.onnx", "is a folder", "Give the .onnx file itself"),
+        ("weights.pt", "no model is called", "does not end so"),
+        ("weights.pt/a.onnx", "is a file, not a folder", "Check the path"),
+        ("dangling.onnx", "a link to nothing", "Give the .onnx file itself"),
+        ("pipe.onnx", "not a regular file", "Give the .onnx file itself"),
+        ("~nobody-of-this-name/a.onnx", "no user is called 'nobody-of-this-name'", "Check"),
+        ("a" * 300 + ".onnx", "File name too long", "Check the path"),
+        ("a\0b.onnx", "no such file", "Check the path"),
+        ("", "no model is called ''", "Use one of these names"),
+    ],
+)
+def test_what_is_no_model_is_refused_with_the_cause(
+    given, cause, hint, model_factory, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "x.onnx").mkdir()
+    for name in ("mine.onnx", "folder/a.onnx", "folder/b.onnx"):
+        model_factory(path=tmp_path / name)
+    (tmp_path / "weights.pt").touch()
+    (tmp_path / "dangling.onnx").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.onnx")
+    with pytest.raises(ModelFileError) as caught:
+        store.load(given)
+    assert cause in str(caught.value) and hint in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_model_that_may_not_be_read_is_refused_with_the_cause(model_factory, tmp_path):
+    path = model_factory(path=tmp_path / "mine.onnx")
+    path.chmod(0)
+    with pytest.raises(ModelFileError, match=r"Permission denied.*the right to read it"):
+        store.load(path)
+    tmp_path.chmod(0)
+    try:
+        with pytest.raises(ModelFileError, match=r"Permission denied.*the right to read it"):
+            store.load(path)
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_name_that_is_not_utf_8_is_opened_and_shown(model_factory, tmp_path):
+    good = model_factory(path=tmp_path / os.fsdecode(b"caf\xe9.onnx"))
+    assert store.load(str(good)).name == "tiny"
+    good.write_bytes(b"")
+    for path in (good, tmp_path / os.fsdecode(b"th\xe9.onnx")):
+        with pytest.raises(ModelFileError, match=r"\\xe9\.onnx: ") as caught:
+            store.load(path)
+        str(caught.value).encode()
+
+
+NAMES = st.one_of(
+    st.text(),
+    st.binary().map(os.fsdecode),
+    st.from_regex(r"[~./a-c]{1,6}(\.onnx)?", fullmatch=True),
+)
+
+
+@given(NAMES)
+def test_every_name_gives_a_model_or_the_cause_in_text(name):
+    try:
+        assert store.find_model(name).is_file()
+    except ModelFileError as error:
+        str(error).encode()
 
 
 def test_damaged_shipped_model_is_refused_with_both_sums(shipped):

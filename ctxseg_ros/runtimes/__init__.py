@@ -5,7 +5,8 @@ import hashlib
 import logging
 from collections.abc import Mapping
 
-from ctxseg_ros.model_file import ModelFileError, ModelInfo, format_size
+from ctxseg_ros.files import shown
+from ctxseg_ros.model_file import ModelFileError, ModelInfo, format_size, read_fix
 from ctxseg_ros.runtimes import onnx_runtime, open_vino
 from ctxseg_ros.runtimes.base import Runtime, RuntimeUnavailable, warm_up
 
@@ -90,10 +91,10 @@ def _read(info: ModelInfo) -> bytes:
         data = info.path.read_bytes()
     except OSError as error:
         raise ModelFileError(
-            f"{info.path}: cannot read the model file: {error.strerror}. Check the path"
+            f"{shown(info.path)}: cannot read the model file: {error.strerror}. {read_fix(error)}"
         ) from error
     if hashlib.sha256(data).hexdigest() != info.sha256:
-        raise ModelFileError(f"{info.path}: has changed since it was checked. Load it again")
+        raise ModelFileError(f"{shown(info.path)}: has changed since it was checked. Load it again")
     return data
 
 
