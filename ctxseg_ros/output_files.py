@@ -87,20 +87,24 @@ def replacing(path: Path) -> Iterator[Path]:
     same folder, has the same suffix and a name that is unique on a shared disk too. A device or a
     pipe, such as /dev/stdout, is its own draft.
 
-    Raises OutputError in place of an OSError of the block, too.
+    Raises OutputError, also in place of an OSError of the block about the draft.
     """
     with _reported(path):
-        if _is_device(path):
+        is_device, target = _is_device(path), _target(path)
+    if is_device:
+        with _reported(path, about=path):
             yield path
-            return
-        target = _target(path)
-        draft = target.with_name(f".{uuid.uuid4().hex}{target.suffix}")
-        try:
+        return
+    draft = target.with_name(f".{uuid.uuid4().hex}{target.suffix}")
+    try:
+        with _reported(path, about=draft):
             yield draft
+        with _reported(path):
             with draft.open("rb+") as file:
                 os.fsync(file.fileno())  # some disks report that they are full only now
             os.replace(draft, target)
-        finally:
+    finally:
+        with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
 
 
@@ -123,13 +127,18 @@ def _probe(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _reported(path: Path, problem: str = "cannot be written") -> Iterator[None]:
-    """Turn an OSError of the block into an OutputError about `path`."""
+def _reported(
+    path: Path, problem: str = "cannot be written", about: Path | None = None
+) -> Iterator[None]:
+    """Turn an OSError of the block into an OutputError about `path`; if `about` is given, not one
+    that names another file."""
     try:
         yield
     except OutputError:
         raise
     except OSError as error:
+        if about is not None and error.filename not in (None, str(about)):
+            raise
         cause = _CAUSES.get(error.errno or 0, error.strerror or str(error))
         fix = _FIXES.get(error.errno or 0, "choose a place where you may write")
         raise OutputError(f"{path}: {problem}: {cause}; {fix}") from error

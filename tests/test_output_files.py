@@ -70,6 +70,17 @@ def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, error
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
+def test_an_error_of_another_file_stays_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none"), replacing(tmp_path / "a.txt"):
+        (tmp_path / "none").read_bytes()
+    with (
+        pytest.raises(OutputError, match=r"a\.txt: cannot be written"),
+        replacing(tmp_path / "a.txt"),
+    ):
+        pass  # no draft was written
+    assert os.listdir(tmp_path) == []
+
+
 def test_drafts_of_one_file_differ(tmp_path):
     path = tmp_path / "a.txt"
     with replacing(path) as first, replacing(path) as second:

@@ -22,7 +22,8 @@ STAGES = ("transport", "queue", "preprocess", "inference", "refine", "postproces
 def summarise(recording: Recording, source: FrameSource, budget_ms: float) -> dict[str, Any]:
     """The content of latency.json: times in milliseconds, rates in Hz, counts of frames.
 
-    A time is None where no frame was labelled, `fps` where fewer than two were.
+    A time is None where no frame was labelled at the last input size, `fps` where fewer than two
+    were labelled at all.
     """
     values, camera = recording.values("labels"), recording.values("frames")
     times = recording.label_times
@@ -100,8 +101,8 @@ def _lines(result: dict[str, Any]) -> list[str]:
     if losses or result["source_trouble"]:
         said = ": ".join(filter(None, [", ".join(losses), escape(result["source_trouble"])]))
         lines.append(f"[red]source    {said}[/]")
-    if result["latency_ms"]["p95"] is None:
-        verdict = "[red]not measured, no frame was labelled[/]"
+    if result["latency_ms"]["p95"] is None:  # the node measures anew for each input size
+        verdict = f"[red]not measured: too few frames were labelled at {result['input_size']}[/]"
     else:
         verdict = "[green]held[/]" if result["budget_held"] else "[red]broken[/]"
         if losses:
