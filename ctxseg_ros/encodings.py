@@ -50,9 +50,13 @@ class Reading:
     encoding: str = ""
     bits: int = 16
 
-
-AS_STATED = Reading()
-"""Only what frames say themselves."""
+    def __post_init__(self) -> None:
+        """Raise ValueError for what is not allowed."""
+        if self.encoding and self.encoding not in ENCODINGS:
+            allowed = ", ".join(ENCODINGS)
+            raise ValueError(f"encoding must be one of {allowed}, not {self.encoding!r}")
+        if self.bits not in BITS:
+            raise ValueError(f"bits must be {BITS[0]} to {BITS[-1]}, not {self.bits}")
 
 
 class _Layout(NamedTuple):
@@ -96,6 +100,12 @@ _LAYOUTS = {
 }
 ENCODINGS = tuple(_LAYOUTS)
 """The encodings of an Image that are read, as sensor_msgs/image_encodings.hpp defines them."""
+
+BITS = range(8, 17)
+"""The bits of 16-bit values that may be used."""
+
+AS_STATED = Reading()
+"""Only what frames say themselves."""
 
 # OpenCV's types: bits, kind of number, channels (one where none are given).
 _TYPE = re.compile(r"(8|16|32|64)([USF])C(\d*)", re.IGNORECASE)

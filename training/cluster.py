@@ -24,11 +24,13 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
 from ctxseg_ros.command import run_command
+from ctxseg_ros.encodings import AS_STATED, Reading
 from ctxseg_ros.machine import commit
 from ctxseg_ros.model_file import ModelInfo, format_size, parse_size
 from ctxseg_ros.resize import resized
 from training.clustering import CENTROIDS_EACH, VECTORS_EACH, Clustering, cluster, unit
 from training.commands import checked_name, counted, evenly
+from training.data import options
 from training.data.files import DataError, progress
 from training.data.frames import FrameList, Source, open_frames
 from training.export import (
@@ -182,11 +184,12 @@ def export_clusters(
     seed: int = 0,
     data: str | None = None,
     terms: str | None = None,
+    reading: Reading = AS_STATED,
 ) -> tuple[dict[str, Any], Clustering]:
     """Cluster the patches of a source and write the model file.
 
     Args:
-        source, topic, stride: see ``training.data.frames.open_frames``.
+        source, topic, stride, reading: see ``training.data.frames.open_frames``.
         clusters: K, 2 to 255.
         out: the file to write; it appears only when every check has passed.
         name: of the model.
@@ -208,7 +211,7 @@ def export_clusters(
     encoder = origin.encoder
     if size is not None:
         check_multiple(size, encoder.patch)
-    frames = open_frames(source, topic, stride)
+    frames = open_frames(source, topic, stride, reading)
     check_sizes(frames, encoder.patch)
     size = size or fitting_size(frames.sizes[0], encoder.patch)
     patches = sample_patches(encoder, frames, size, clusters, seed)
@@ -314,7 +317,7 @@ def main() -> int:
         metavar="HxW",
         help="that frames are brought to (default: about 1000 patches, shaped as the first frame)",
     )
-    parser.add_argument("--topic", help="of the images in bags")
+    options.add_reading(parser)
     parser.add_argument("--stride", type=int, default=1, help="take every n-th frame")
     parser.add_argument("--seed", type=int, default=0, help="another gives other clusters")
     parser.add_argument("--name", help="of the model (default: the stem of --out)")
@@ -337,6 +340,7 @@ def main() -> int:
             args.seed,
             args.data,
             args.terms,
+            options.reading(args),
         )
         report(args.out, source, found)
 

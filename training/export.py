@@ -26,6 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from ctxseg_ros.command import CommandFailed, run_command
+from ctxseg_ros.encodings import AS_STATED, Reading
 from ctxseg_ros.machine import commit
 from ctxseg_ros.model_file import ModelInfo, read_model_info, write_metadata
 from ctxseg_ros.output_files import replacing
@@ -33,6 +34,7 @@ from ctxseg_ros.prediction import Prediction
 from ctxseg_ros.runtimes import open_runtime
 from ctxseg_ros.runtimes.open_vino import OpenVinoRuntime, capabilities
 from training.commands import checked_name
+from training.data import options
 from training.data.frames import open_frames
 from training.data.pairs import pair_files
 from training.evaluate import evaluate_labels
@@ -287,10 +289,14 @@ def write_checked(
 
 
 def fitted_frames(
-    frames: Path, size: tuple[int, int], topic: str | None = None, stride: int = 1
+    frames: Path,
+    size: tuple[int, int],
+    topic: str | None = None,
+    stride: int = 1,
+    reading: Reading = AS_STATED,
 ) -> list[NDArray[np.uint8]]:
     """At most FRAMES real frames, evenly over every ``stride``-th of a source, at ``size``."""
-    images = open_frames(frames, topic, stride)
+    images = open_frames(frames, topic, stride, reading)
     return [
         cv2.resize(images[i], size[::-1], interpolation=cv2.INTER_AREA)
         for i in _spread(len(images), FRAMES)
@@ -308,6 +314,7 @@ def export(
     terms: str | None = None,
     topic: str | None = None,
     stride: int = 1,
+    reading: Reading = AS_STATED,
 ) -> dict[str, Any]:
     """Write the model file and return its ``ctxseg.source``.
 
@@ -321,6 +328,7 @@ def export(
         ignore: id of the truth that does not count.
         data, terms: what taught the model, and the terms of that data; None: as the run says.
         topic: of the images in bags; None where a bag has only one.
+        reading: see ``training.data.frames.open_frames``.
         stride: decode every stride-th of the frames only; 20 are used, evenly over those.
 
     Raises:
@@ -336,7 +344,7 @@ def export(
             "use python -m training.evaluate objects"
         )
     size = tuple(system.hparams.size)
-    pictures = fitted_frames(frames, size, topic, stride)
+    pictures = fitted_frames(frames, size, topic, stride, reading)
     graph = system.graph()
     if system.task == "attention":
         expected: list[NDArray] = [network_attention(graph, frame) for frame in pictures]
@@ -412,7 +420,7 @@ def main() -> int:
         default=data / "images",
         help="real frames to check on: folder, video or bag (%(default)s)",
     )
-    parser.add_argument("--topic", help="of the images in bags")
+    options.add_reading(parser)
     parser.add_argument("--stride", type=int, default=1, help="take every n-th frame")
     parser.add_argument(
         "--labels", type=Path, help="their labels, to write scores into the file (default: none)"
@@ -435,6 +443,7 @@ def main() -> int:
             args.terms,
             args.topic,
             args.stride,
+            options.reading(args),
         )
         report(args.out, source)
 

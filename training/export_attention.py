@@ -19,10 +19,12 @@ import timm
 from numpy.typing import NDArray
 
 from ctxseg_ros.command import run_command
+from ctxseg_ros.encodings import AS_STATED, Reading
 from ctxseg_ros.machine import commit
 from ctxseg_ros.model_file import ModelInfo, parse_size
 from ctxseg_ros.runtimes.base import pattern_image
 from training.commands import checked_name
+from training.data import options
 from training.export import (
     ExportError,
     bf16_agreement,
@@ -151,6 +153,7 @@ def export_attention(
     topic: str | None = None,
     data: str | None = None,
     terms: str | None = None,
+    reading: Reading = AS_STATED,
 ) -> dict[str, Any]:
     """Write the model file and return its ``ctxseg.source``.
 
@@ -162,7 +165,7 @@ def export_attention(
         size: (height, width) that the model is meant for; None: a square near SIDE.
         frames: real frames (folder, video, bag) to check on, and to measure what bf16 changes;
             None checks on a test pattern and leaves bf16 out, so that the model runs in fp32.
-        topic: of the images in bags; None where a bag has only one.
+        topic, reading: see ``training.data.frames.open_frames``.
         data, terms: what taught the network, and the licence of its weights; None: what timm says.
 
     Raises:
@@ -179,7 +182,9 @@ def export_attention(
     size = size or default_size(encoder.patch)
     check_multiple(size, encoder.patch)
     pictures: list[NDArray[np.uint8]] = (
-        [pattern_image(size)] if frames is None else fitted_frames(frames, size, topic)
+        [pattern_image(size)]
+        if frames is None
+        else fitted_frames(frames, size, topic, reading=reading)
     )
     graph = AttentionGraph(encoder.eval())
     expected = [network_attention(graph, picture) for picture in pictures]
@@ -232,7 +237,7 @@ def main() -> int:
     parser.add_argument(
         "--frames", type=Path, help="real frames to check on (default: a test pattern, and fp32)"
     )
-    parser.add_argument("--topic", help="of the images in bags")
+    options.add_reading(parser)
     parser.add_argument("--data", metavar="TEXT", help="what taught it")
     parser.add_argument("--terms", metavar="TEXT", help="licence of the weights")
     args = parser.parse_args()
@@ -250,6 +255,7 @@ def main() -> int:
             args.topic,
             args.data,
             args.terms,
+            options.reading(args),
         )
         report(args.out, source)
 

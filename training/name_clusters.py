@@ -50,6 +50,7 @@ from training.cluster_sheet import (
     write_sheet,
 )
 from training.commands import checked_name
+from training.data import options
 from training.data.files import progress
 from training.data.frames import open_frames
 from training.data.label_sets import LABEL_SETS, LabelSet
@@ -324,7 +325,7 @@ def main() -> int:
     how.add_argument("--labels", type=Path, help="label files of the images, to name clusters by")
     how.add_argument("--sheet", type=Path, metavar="DIR", help="for examples of the clusters")
     how.add_argument("--names", type=Path, metavar="YAML", help="names file, filled in")
-    parser.add_argument("--topic", help="of the images in bags, for --sheet")
+    options.add_reading(parser, ", for --sheet")
     parser.add_argument("--stride", type=int, default=1, help="take every n-th frame, for --sheet")
     parser.add_argument("--ignore", type=int, metavar="ID", help="id of the labels to leave out")
     parser.add_argument("--classes", choices=LABEL_SETS, help="whose ids the labels have")
@@ -346,7 +347,7 @@ def _run(args: argparse.Namespace) -> None:
     check_task(info)
     cluster_logits(onnx.load(info.path))  # before any work
     if args.sheet:
-        frames = open_frames(args.images, args.topic, args.stride)
+        frames = open_frames(args.images, args.topic, args.stride, options.reading(args))
         write_sheet(info, frames, args.sheet, args.size, args.device)
         print(f"{args.sheet / SHEET_FILE}: fill {args.sheet / NAMES_FILE} in, for --names")
         return

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from functools import partial
 
 import cv2
 import numpy as np
@@ -20,9 +21,12 @@ from rosbags.typesys import Stores, get_typestore
 
 from ctxseg_ros.encodings import Reading
 from training.data import frames as frames_module
+from training.data.__main__ import main
 from training.data.bags import bag_images
+from training.data.crops import Crops
 from training.data.files import BrokenFiles, DataError
 from training.data.frames import open_frames
+from training.data.unlabelled import Frames
 
 TYPES = get_typestore(Stores.ROS2_HUMBLE)
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
@@ -310,6 +314,28 @@ def test_encodings_without_meaning_are_read_as_told(tmp_path, small, encoding, t
         DataError, match=rf"--encoding \(training: --data.encoding\), one of .*{told}"
     ):
         open_frames(path)
+
+
+def test_the_command_and_the_data_modules_are_told_as_well(tmp_path, small, capsys):
+    path = write_bag(tmp_path / "bag", {"/camera": [raw(f[..., ::-1], "8UC3") for f in small]})
+    dark = tmp_path / "dark"
+    dark.mkdir()
+    for i, frame in enumerate(small):
+        cv2.imwrite(str(dark / f"{i}.png"), frame[..., ::-1].astype(np.uint16) << 4)
+    assert main(["frames", str(path)]) == 1
+    assert "--encoding" in capsys.readouterr().err
+    assert main(["frames", str(path), "--encoding", "bgr8"]) == 0
+    assert main(["frames", str(dark), "--bits", "12"]) == 0
+    modules = (partial(Frames, size=(32, 32)), partial(Crops, global_size=32, local_size=16))
+    for make in modules:
+        for source, told in ((path, {"encoding": "bgr8"}), (dark, {"bits": 12})):
+            data = make(str(source), batch_size=2, workers=0, **told)
+            data.setup("fit")
+            frames = data.train if isinstance(data, Frames) else data.frames.train
+            assert same_picture(frames[3], small[3], 8)
+        for wrong in ({"encoding": "8UC3"}, {"bits": 17}):
+            with pytest.raises(DataError, match=r"--data\.(encoding|bits) must be"):
+                make(str(path), **wrong)
 
 
 @pytest.mark.parametrize("kind", ["raw", "png"])

@@ -18,11 +18,13 @@ from rich.console import Console
 from rich.table import Table
 
 from ctxseg_ros.command import FAILED, run_command
+from ctxseg_ros.encodings import AS_STATED, Reading
 from ctxseg_ros.files import shown
 from training.data import bsds
 from training.data.files import BrokenFiles, each_file
 from training.data.frames import open_frames
 from training.data.label_sets import LABEL_SETS, LabelSet
+from training.data.options import add_reading, reading
 from training.data.pairs import IGNORE, Pair, read_pair
 
 _SIZES = 3  # that are listed
@@ -84,7 +86,9 @@ def _summary(labels: LabelSet, splits: Mapping[str, Sequence[_Read]]) -> Table:
     return table
 
 
-def check_frames(source: Sequence[str], topic: str | None, stride: int) -> tuple[Table, bool]:
+def check_frames(
+    source: Sequence[str], topic: str | None, stride: int, reading: Reading = AS_STATED
+) -> tuple[Table, bool]:
     """Read unlabelled frames; those of one colour are named on stderr.
 
     Returns:
@@ -93,7 +97,7 @@ def check_frames(source: Sequence[str], topic: str | None, stride: int) -> tuple
     Raises:
         DataError: see ``open_frames``.
     """
-    frames = open_frames(source, topic, stride)
+    frames = open_frames(source, topic, stride, reading)
     table = Table(title=", ".join(map(shown, source)), title_justify="left", show_header=False)
     table.add_row("frames", str(len(frames)))
     table.add_row("sizes", _sizes(frames.sizes))
@@ -124,7 +128,7 @@ def main(args: Sequence[str] | None = None) -> int:
         commands.add_parser(name).add_argument("root", type=Path)
     frames = commands.add_parser("frames", help="images, videos, bags, or folders of them")
     frames.add_argument("source", nargs="+")
-    frames.add_argument("--topic", help="of the images in bags")
+    add_reading(frames)
     frames.add_argument("--stride", type=int, default=1, help="take every n-th frame")
     options = parser.parse_args(args)
 
@@ -133,7 +137,9 @@ def main(args: Sequence[str] | None = None) -> int:
         whole = True
         try:
             if options.what == "frames":
-                result, whole = check_frames(options.source, options.topic, options.stride)
+                result, whole = check_frames(
+                    options.source, options.topic, options.stride, reading(options)
+                )
             elif options.what == "bsds":
                 bsds.check(options.root)
                 result = f"{options.root}: every file can be read"

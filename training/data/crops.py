@@ -80,7 +80,8 @@ class Crops(L.LightningDataModule):
     names). The one validation batch is that of ``training.data.unlabelled.Frames``.
 
     Args:
-        source, topic, stride, val_source, workers, seed: see ``training.data.unlabelled.Frames``.
+        source, topic, stride, val_source, workers, seed, encoding, bits: see
+            ``training.data.unlabelled.Frames``.
         batch_size: frames, not views, of a batch over all processes.
         global_size, local_size: pixels on a side of the views.
         global_scale, local_scale: ranges of the views' share of the frame's area.
@@ -101,6 +102,8 @@ class Crops(L.LightningDataModule):
         local_crops: int = 8,
         workers: int = 1,
         seed: int = 0,
+        encoding: str = "",
+        bits: int = 16,
     ) -> None:
         super().__init__()
         for name, scale in (("global_scale", global_scale), ("local_scale", local_scale)):
@@ -134,6 +137,8 @@ class Crops(L.LightningDataModule):
             val_source,
             workers=workers,
             seed=seed,
+            encoding=encoding,
+            bits=bits,
         )
 
     def setup(self, stage: str) -> None:

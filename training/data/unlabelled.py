@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from ctxseg_ros.encodings import Reading
 from ctxseg_ros.resize import resized
 from training.data.files import DataError
 from training.data.frames import FrameList, holds_bag, open_frames
@@ -118,6 +119,7 @@ class Frames(L.LightningDataModule):
             whatever its resolution; at 2 it has half that height and width. At least 1.
         workers: processes that load; 0 loads in the training process.
         seed: of the order of frames and of the parts.
+        encoding, bits: what frames do not say themselves, see ``ctxseg_ros.encodings.Reading``.
     """
 
     def __init__(
@@ -132,12 +134,18 @@ class Frames(L.LightningDataModule):
         scale: tuple[float, float] = (1.0, 2.0),
         workers: int = 1,
         seed: int = 0,
+        encoding: str = "",
+        bits: int = 16,
     ) -> None:
         super().__init__()
         self.source, self.val_source, self.val_frames = source, val_source, val_frames
         self.size, self.batch_size, self.workers, self.seed = tuple(size), batch_size, workers, seed
         self.scale = tuple(scale)
         self.topic, self.stride = topic, stride
+        try:
+            self.reading = Reading(encoding, bits)
+        except ValueError as error:
+            raise DataError(f"--data.{error}") from error
         self.train: FrameList | None = None
         self.val: FrameList | None = None
         if not 1 <= self.scale[0] <= self.scale[1]:
@@ -148,14 +156,14 @@ class Frames(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read and check every file. Raises DataError before training starts."""
         if self.train is None and (stage == "fit" or self.val_source is None):
-            self.train = open_frames(self.source, self.topic, self.stride)
+            self.train = open_frames(self.source, self.topic, self.stride, self.reading)
             self._warn(self.train)
         if self.val is None:
             self.val = self._open_val(self.val_source) if self.val_source else self.train
 
     def _open_val(self, source: str | list[str]) -> FrameList:
         # A topic that no bag can have would be refused.
-        return open_frames(source, self.topic if holds_bag(source) else None)
+        return open_frames(source, self.topic if holds_bag(source) else None, reading=self.reading)
 
     def _warn(self, frames: FrameList) -> None:
         small = [
