@@ -219,7 +219,7 @@ def full_namespace(values: Mapping[str, str]) -> str:
 def file_parameters(path: str, node: str) -> dict[str, Any]:
     """The parameters that a YAML file of ROS gives to the node of this full name.
 
-    Keys with wildcards count before those that name the node, as in rcl. Raises RuntimeError if the
+    Of several keys that fit the node the last one counts, as in rcl. Raises RuntimeError if the
     file is not such a YAML.
     """
     try:
@@ -239,7 +239,7 @@ def file_parameters(path: str, node: str) -> dict[str, Any]:
             f"rename the key to {node} or to /**"
         )
     found: dict[str, Any] = {}
-    for name in sorted(matching, key=lambda name: "*" not in name):
+    for name in matching:
         found |= sections[name]
     return found
 

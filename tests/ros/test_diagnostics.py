@@ -16,6 +16,7 @@ from ctxseg_ros.ros.diagnostics import (
     NodeHealth,
     summary,
 )
+from ctxseg_ros.ros.segmenter import SegmentNode
 
 OK, WARN, ERROR, STALE = (
     DiagnosticStatus.OK,
@@ -215,3 +216,13 @@ def test_counts_add_up_and_recent_forgets() -> None:
         counts.sample()
     assert counts.recent()["labelled"] == 0
     assert counts.totals()["labelled"] == 3
+
+
+def test_a_process_without_shared_memory_says_so(
+    graph_with: Any, stage: Any, wait: Any, model_factory: Any
+) -> None:
+    graph = graph_with(model=model_factory())
+    graph.add(SegmentNode("/dev/shm is full"))
+    graph.wait_for_state("active")
+    wait(lambda: "/dev/shm is full" in graph.status().message)
+    assert graph.status().level != DiagnosticStatus.OK

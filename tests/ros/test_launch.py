@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rclpy
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rclpy.context import Context
 from rclpy.qos import (
     DurabilityPolicy,
     QoSCompatibility,
@@ -368,6 +370,58 @@ def test_the_parameter_file_is_read_for_the_nodes_own_namespace(
     )
     with pytest.raises(RuntimeError, match="front/image_raw"):
         segment(file, "namespace:=/robot", "image:=/cam/image_raw")
+
+
+def cameras_in_ros(file: str, namespace: str) -> list[str]:
+    """The parameter `cameras` of a node `segment` that ROS starts with this file."""
+    context = Context()
+    rclpy.init(args=["--ros-args", "--params-file", file], context=context)
+    node = rclpy.create_node("segment", namespace=namespace, context=context)
+    try:
+        return list(node.declare_parameter("cameras", [""]).value)
+    finally:
+        node.destroy_node()
+        rclpy.shutdown(context=context)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("/**",),
+        ("segment",),
+        ("/segment",),
+        ("/robot/segment",),
+        ("robot/segment",),
+        ("robot", "segment"),
+        ("/*",),
+        ("/*/segment",),
+        ("/**/segment",),
+        ("/**", "segment"),
+        ("/robot/*",),
+        ("/robot/**",),
+        ("/other/segment",),
+        ("segment_node",),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("namespace", ["/", "/robot", "/a/robot"])
+def test_the_parameter_file_is_read_as_ros_reads_it(
+    tmp_path: Path, keys: tuple[str, ...], namespace: str
+) -> None:
+    file = params(tmp_path / "p.yaml", {"cameras": ["front"]}, *keys).partition("=")[2]
+    found = launch_arguments.file_parameters(file, f"{namespace.rstrip('/')}/segment")
+    assert ({"cameras": [""]} | found)["cameras"] == cameras_in_ros(file, namespace)
+
+
+@pytest.mark.parametrize("other", ["/**", "/*", "segment", "/**/segment"])
+@pytest.mark.parametrize("first", [True, False])
+def test_of_two_keys_the_one_counts_that_ros_takes(tmp_path: Path, other: str, first: bool) -> None:
+    file = tmp_path / "p.yaml"
+    keys = ["/segment", other] if first else [other, "/segment"]
+    sections = {key: {"ros__parameters": {"cameras": [f"of_{i}"]}} for i, key in enumerate(keys)}
+    file.write_text(yaml.safe_dump(sections, sort_keys=False))
+    found = launch_arguments.file_parameters(str(file), "/segment")
+    assert found["cameras"] == cameras_in_ros(str(file), "/")
 
 
 def test_cameras_of_the_command_line_come_first(segment: Launch, tmp_path: Path) -> None:
