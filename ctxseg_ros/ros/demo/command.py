@@ -85,8 +85,12 @@ def _check_names(options: Options) -> None:
         ("--source", options.source, SourceError),
         ("--model", options.model, ModelFileError),
     ):
-        if shown(name) != name:
-            raise kind(f"{option} {shown(name)}: the name is not UTF-8, as ROS needs it; rename it")
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise kind(
+                f"{option} {shown(name)}: the name is not UTF-8, as ROS needs it; rename it"
+            ) from error
 
 
 def _parse(arguments: Sequence[str]) -> Options:

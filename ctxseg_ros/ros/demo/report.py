@@ -38,7 +38,7 @@ def summarise(recording: Recording, source: FrameSource, budget_ms: float) -> di
         "device": values["device"],
         "precision": values["precision"],
         "input_size": values["input_size"],
-        "source": shown(Path(source.name).name),
+        "source": Path(shown(source.name)).name,
         "frames_unreadable": int(camera["frames_unreadable"]),
         "frames_missing": int(camera["frames_missing"]),
         "outages": int(camera["outages"]),
@@ -106,6 +106,6 @@ def _lines(result: dict[str, Any]) -> list[str]:
     else:
         verdict = "[green]held[/]" if result["budget_held"] else "[red]broken[/]"
         if losses:
-            verdict += " [red]by the frames that could be read[/]"
+            verdict += " [red](over the frames that could be read)[/]"
     lines.append(f"budget    {result['budget_ms']:g} ms at p95: {verdict}")
     return lines
