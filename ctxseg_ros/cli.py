@@ -15,7 +15,7 @@ from ctxseg_ros import bench, machine, store
 from ctxseg_ros.command import run_command
 from ctxseg_ros.model_file import ModelFileError, ModelInfo, format_size, parse_size
 from ctxseg_ros.output_files import check_writable, write_json
-from ctxseg_ros.runtimes import DEVICES, RuntimeUnavailable, devices
+from ctxseg_ros.runtimes import DEVICES, check_device
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,14 +118,8 @@ def _cases(
     for info in infos.values():
         for size in asked:
             info.check_size(size)
-    reasons = devices()
     for device in wanted:
-        if device != "auto" and reasons[device] is not None:
-            there = ", ".join(name for name, reason in reasons.items() if reason is None)
-            raise RuntimeUnavailable(
-                f"device {device} is not there: {reasons[device]}. "
-                f"Devices that are there: {there or 'none'}"
-            )
+        check_device(device)
     return [
         (name, size, device)
         for name, info in infos.items()

@@ -104,7 +104,7 @@ def test_bench_takes_shipped_models_at_their_own_size(shipped, model_factory, qu
     [
         (["--size", "33x48"], "Nearest: 32x48 or 48x48"),
         (["--size", "big"], "size 'big' is not HEIGHTxWIDTH"),
-        (["--device", "cuda"], "device cuda is not there: no NVIDIA GPU"),
+        (["--device", "cuda"], "device cuda is not available: no NVIDIA GPU"),
         (["--json", "/no/such/folder/out.json"], "its folder does not exist"),
         (["--json", "/"], "it is a folder"),
         (["nothing"], "no model is called 'nothing'"),

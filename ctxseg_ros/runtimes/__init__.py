@@ -10,7 +10,7 @@ from ctxseg_ros.model_file import ModelFileError, ModelInfo, format_size, read_f
 from ctxseg_ros.runtimes import onnx_runtime, open_vino
 from ctxseg_ros.runtimes.base import Runtime, RuntimeUnavailable, warm_up
 
-__all__ = ["DEVICES", "Runtime", "RuntimeUnavailable", "devices", "open_runtime"]
+__all__ = ["DEVICES", "Runtime", "RuntimeUnavailable", "check_device", "devices", "open_runtime"]
 
 DEVICES = ("tensorrt", "cuda", "openvino", "cpu")
 """Best first, as far as one can know without measuring."""
@@ -21,6 +21,17 @@ LOGGER = logging.getLogger("ctxseg_ros")
 def devices() -> dict[str, str | None]:
     """Each device, best first: None if it is there, else why not and what installs it."""
     return {name: _why_not(name) for name in DEVICES}
+
+
+def check_device(device: str) -> None:
+    """Raise RuntimeUnavailable if a device, "auto" or one of DEVICES, is not there."""
+    reasons = devices()
+    if device != "auto" and reasons[device] is not None:
+        available = ", ".join(name for name, reason in reasons.items() if reason is None)
+        raise RuntimeUnavailable(
+            f"device {device} is not available: {reasons[device]}. "
+            f"Available devices: {available or 'none'}"
+        )
 
 
 def open_runtime(

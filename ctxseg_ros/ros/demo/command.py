@@ -19,7 +19,7 @@ from ctxseg_ros.ros.demo import report
 from ctxseg_ros.ros.demo.clip import bikes
 from ctxseg_ros.ros.demo.pictures import write_pictures
 from ctxseg_ros.ros.demo.run import play
-from ctxseg_ros.runtimes import DEVICES, RuntimeUnavailable
+from ctxseg_ros.runtimes import DEVICES, RuntimeUnavailable, check_device
 from ctxseg_ros.source import FrameSource, SourceError
 
 LIVE_SECONDS = 20.0
@@ -57,6 +57,7 @@ def _demo(options: Options) -> None:
     for note in notes:  # such as what was passed over in a folder
         console.print(note, markup=False, soft_wrap=True)
     info = store.load(options.model)
+    check_device(options.device)
     make_folder(options.out)
     seconds = options.seconds or (LIVE_SECONDS if source.live else math.inf)
     recording = play(
@@ -70,8 +71,8 @@ def _demo(options: Options) -> None:
         console=console,
     )
     result = report.summarise(recording, source, options.budget_ms)
-    write_json(options.out / report.FILE, result)
     report.show(result, console)
+    write_json(options.out / report.FILE, result)
     files = write_pictures(recording, source, info, options.out, console)
     for path in (*files, options.out / report.FILE):
         console.print(shown(path), markup=False, soft_wrap=True)

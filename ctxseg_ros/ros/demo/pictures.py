@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo's pictures: overlay.mp4, in real time, and frames.png, six frames and their overlays."""
 
+import errno
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -175,6 +176,8 @@ def video_writer(path: Path, rate_hz: float) -> Iterator[Callable[[Image], None]
                     )
             video.write(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
             written += 1
+            if not os.statvfs(draft.parent).f_bavail:  # not after the minutes
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         try:
             yield write

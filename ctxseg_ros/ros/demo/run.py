@@ -206,7 +206,8 @@ def _wait_until_active(recorder: Recorder, segment: NodeProcess, signals: Signal
         rclpy.spin_once(recorder, timeout_sec=0.2)
         status = recorder.recording.status.get("labels")
         if status and status.level == DiagnosticStatus.ERROR:
-            raise RuntimeUnavailable(status.message)
+            # What follows the cause is about a node that stays: this one is about to end.
+            raise RuntimeUnavailable(status.message.partition(". Correct that")[0])
         if signals.interrupted or signals.terminated:
             raise KeyboardInterrupt
         if segment.exit_code is not None:
