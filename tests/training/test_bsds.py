@@ -37,6 +37,12 @@ def root(tmp_path):
     return tmp_path
 
 
+def test_files_of_a_mac_are_left_out(root):
+    for path in (*root.rglob("*.png"), *root.rglob("*.mat")):
+        (path.parent / f"._{path.name}").write_bytes(b"Mac OS X")
+    check(root)
+
+
 @pytest.mark.parametrize("kind", [np.uint16, np.float64])
 def test_segmentations_come_back(tmp_path, kind):
     write_truths(tmp_path / "a.mat", TRUTHS, kind)

@@ -141,3 +141,27 @@ def test_image_files_are_found_by_any_spelling_of_the_suffix(tmp_path):
     for name in ("b.PNG", "a.jpeg", "notes.txt"):
         (tmp_path / name).touch()
     assert list(image_files(tmp_path)) == ["a", "b"]
+
+
+def test_image_files_are_in_natural_order_each_once(tmp_path, caplog):
+    for name in ("10.png", "2.png", "sub/1.png", "._2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "sub" / "up").symlink_to("..")
+    assert list(image_files(tmp_path)) == ["2", "10", "sub/1"]
+    assert f"passed over in {tmp_path}" in caplog.text and "1 hidden" in caplog.text
+
+
+def test_two_images_of_one_name_are_refused(tmp_path):
+    for name in ("a.png", "a.jpg"):
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match=r"a\.png and .*a\.jpg"):
+        image_files(tmp_path)
+
+
+def test_nearly_black_images_are_told_once_for_a_folder(tmp_path, caplog):
+    for i in range(3):
+        write(tmp_path / f"{i}.png", np.full((4, 4), 1000 + i, np.uint16))
+        read_image(tmp_path / f"{i}.png")
+    assert caplog.text.count("65535") == 1 and "1000" in caplog.text
+    assert read_image(tmp_path / "0.png", bits=10).max() == 249

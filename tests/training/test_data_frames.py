@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frames of images, videos and bags; bags are written in both storages, raw and compressed."""
 
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -526,6 +527,58 @@ def test_a_video_without_frames_is_named(tmp_path, video, data):
     path.write_bytes(video.read_bytes()[:300] if data == "half" else data)
     with pytest.raises(DataError, match=r"bad\.avi: (the file is empty|not a video)"):
         open_frames(path)
+
+
+def damaged(video, path, numbers=(), share=1.0):
+    """A copy of the video with frames of zeros, cut short."""
+    data = video.read_bytes()
+    at, starts = data.index(b"movi"), []
+    while (at := data.find(b"00dc", at)) >= 0 and data[at + 8 : at + 10] == b"\xff\xd8":
+        starts.append(at + 8)
+        at += 8 + int.from_bytes(data[at + 4 : at + 8], "little")
+    assert len(starts) == 6
+    data = bytearray(data)
+    for start in (starts[number] for number in numbers):
+        length = int.from_bytes(data[start - 4 : start], "little")
+        data[start : start + length] = bytes(length)
+    path.write_bytes(data[: int(share * len(data))])
+    return path
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_damaged_frames_of_a_video_are_left_out_and_named(tmp_path, video, small, stride, caplog):
+    path = damaged(video, tmp_path / "a.avi", numbers=(2, 3))
+    frames = open_frames(path, stride=stride)
+    numbers = [n for n in range(0, 6, stride) if n not in (2, 3)]
+    assert frames.names == [f"{path}#{n}" for n in numbers]
+    assert all(same_picture(f, small[n], 8) for f, n in zip(frames, numbers, strict=True))
+    assert len(frames.left_out) == 1 and f"{path}: frames 3 to 4 of 6" in frames.left_out[0]
+    assert frames.left_out[0] in caplog.text
+
+
+def test_a_video_that_ends_early_is_used_and_named(tmp_path, video):
+    path = damaged(video, tmp_path / "a.avi", share=0.7)
+    frames = open_frames(path)
+    assert 1 <= len(frames) < 6
+    assert any(str(path) in line and "ends early" in line for line in frames.left_out)
+
+
+def test_names_that_are_not_utf_8_and_links_in_a_circle(tmp_path, video, small):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    shutil.copy(video, folder / os.fsdecode(b"vid\xe9o.avi"))
+    (folder / os.fsdecode(b"\xff.png")).write_bytes(cv2.imencode(".png", small[0])[1].tobytes())
+    (folder / "up").symlink_to("..")
+    frames = open_frames(tmp_path)
+    assert len(frames) == 7 and np.array_equal(frames[0], small[0][..., ::-1])
+    for name in frames.names:
+        name.encode()
+
+
+def test_bits_of_image_files(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((32, 32), 4095, np.uint16))
+    assert open_frames(tmp_path)[0].max() == 16
+    assert open_frames(tmp_path, reading=Reading(bits=12))[0].max() == 255
 
 
 def test_a_folder_of_everything(tmp_path, video, small):

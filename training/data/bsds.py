@@ -10,7 +10,7 @@ import numpy as np
 import scipy.io
 from numpy.typing import NDArray
 
-from training.data.files import DataError, each_file, image_files, read_image
+from training.data.files import DataError, each_file, files_below, image_files, read_image
 from training.data.pairs import Pair, pair_up
 
 SPLITS = ("train", "val", "test")
@@ -40,9 +40,8 @@ def pair_truths(images: Path, truths: Path) -> list[Pair]:
         DataError: a folder is missing or empty, or files have no partner; all are named.
     """
     left = image_files(images)
-    if not truths.is_dir():
-        raise DataError(f"{truths}: no such folder")
-    right = {p.relative_to(truths).with_suffix("").as_posix(): p for p in truths.rglob("*.mat")}
+    found = files_below(truths, {".mat"})
+    right = {path.relative_to(truths).with_suffix("").as_posix(): path for path in found}
     if not right:
         raise DataError(f"{truths}: no .mat files in it")
     return pair_up(left, right, images, truths)
