@@ -63,6 +63,8 @@ def setup(context: LaunchContext) -> list[LaunchDescriptionEntity]:
                 ),
                 "rate_hz": ParameterValue(values["rate_hz"], value_type=str),
                 "loop": arguments.switch(values, "loop"),
+                # The segmenter loads its model first: a short file would be over by then.
+                "wait_for_subscriber": True,
             }
         ],
         ros_arguments=arguments.log_arguments(values),

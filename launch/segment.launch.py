@@ -81,10 +81,17 @@ def setup(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     if not arguments.switch(values, "rviz"):
         return actions
     config = arguments.existing_file(values, "rviz_config")
-    if (values["image_transport"] or in_file.get("image_transport")) == "compressed":
-        config = compressed_config(config)
+    compressed = (values["image_transport"] or in_file.get("image_transport")) == "compressed"
     shown = shown_topics(cameras, inputs)
+    distribution = os.environ.get("ROS_DISTRO", "jazzy")
     if installed("rviz2"):
+        if compressed:
+            config = compressed_config(config)
+            if not installed("compressed_image_transport"):
+                arguments.warn(
+                    "RViz cannot show compressed cameras: "
+                    f"sudo apt install ros-{distribution}-compressed-image-transport"
+                )
         actions.append(
             Node(
                 package="rviz2",
@@ -96,7 +103,6 @@ def setup(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             )
         )
     else:
-        distribution = os.environ.get("ROS_DISTRO", "jazzy")
         arguments.warn(
             f"rviz2 is not installed: sudo apt install ros-{distribution}-rviz2. Without it, look "
             f"at the topic {namespace.rstrip('/')}/{shown['/segment/overlay']}"

@@ -35,14 +35,14 @@ from std_msgs.msg import Header
 from ctxseg_ros import engine
 from ctxseg_ros.model_file import ModelInfo
 from ctxseg_ros.prediction import Prediction
+from ctxseg_ros.ros import transport as transport_profiles
 from ctxseg_ros.ros import worker
 from ctxseg_ros.ros.segmenter import SegmentNode
 from ctxseg_ros.runtimes import DEVICES
 
 ROOT = Path(__file__).resolve().parents[2]
-PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
-# Fast DDS reads them once, at the first participant.
-os.environ.update(dict.fromkeys(PROFILE_VARIABLES, str(ROOT / "config" / "fastdds.xml")))
+# Fast DDS reads them once, at the first participant. A user's own profile is not tested.
+os.environ.update(choose({}).variables)
 
 TIMEOUT_S = 60.0
 _candidates = itertools.cycle([(os.getpid() + i) % 100 + 1 for i in range(100)])
@@ -91,7 +91,11 @@ class NodeProcess:
             command += ["-p", f"{key}:={text}"]
         environment = os.environ | {"ROS_DOMAIN_ID": str(domain)}
         if not transport:
-            environment = {k: v for k, v in environment.items() if k not in PROFILE_VARIABLES}
+            environment = {
+                k: v
+                for k, v in environment.items()
+                if k not in transport_profiles.PROFILE_VARIABLES
+            }
         self._log = log
         with log.open("w") as output:
             self.process = subprocess.Popen(

@@ -549,7 +549,7 @@ def test_rviz_shows_the_only_or_the_first_camera(segment: Launch, install: Any) 
 @pytest.mark.parametrize("name", ["ctxseg.rviz", "two_cameras.rviz"])
 @pytest.mark.parametrize("where", ["argument", "file"])
 def test_rviz_shows_compressed_cameras(
-    segment: Launch, install: Any, tmp_path: Path, name: str, where: str
+    segment: Launch, warnings: list[str], install: Any, tmp_path: Path, name: str, where: str
 ) -> None:
     install("rviz2")
     word = "image_transport:=compressed"
@@ -564,6 +564,11 @@ def test_rviz_shows_compressed_cameras(
     assert rviz_topics(Path(config)) == expected != raw
     shown = launched.remappings("rviz2")
     assert shown["/front/image/compressed"] == "front/cam/compressed"
+    assert "compressed-image-transport" in warnings[0]  # RViz's own plugin for it
+    install("compressed_image_transport")
+    warnings.clear()
+    segment("rviz:=true", word)
+    assert warnings == []
     assert set(expected) <= set(shown)
 
 
