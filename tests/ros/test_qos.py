@@ -2,6 +2,8 @@
 """What is asked for, and what does not fit."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 
@@ -9,7 +11,7 @@ from ctxseg_ros.ros import qos
 
 RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
-IMAGE = "sensor_msgs/msg/Image"
+IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,49 @@ def test_another_type_on_the_topic_is_a_mismatch() -> None:
     kind = "sensor_msgs/msg/CompressedImage"
     found = qos.mismatch("/image", IMAGE, RELIABLE, [publisher(RELIABLE, kind)])
     assert found is not None and kind in found and IMAGE in found and "remap" in found
+
+
+@pytest.mark.parametrize(
+    ("topic", "kind", "wanted", "advice"),
+    [
+        ("/cam/image/compressed", COMPRESSED, IMAGE, ["=compressed", "`image` to /cam/image"]),
+        ("/cam/jpeg", COMPRESSED, IMAGE, ["=compressed", "`image/compressed` to it"]),
+        ("/cam/image", IMAGE, COMPRESSED, ["image_transport:=raw", "`image` to it"]),
+        ("/cam/points", "sensor_msgs/msg/PointCloud2", IMAGE, ["`image` to another topic"]),
+    ],
+)
+def test_another_type_on_the_topic_is_answered_with_how_to_read_it(
+    topic: str, kind: str, wanted: str, advice: list[str]
+) -> None:
+    found = qos.mismatch(topic, wanted, RELIABLE, [publisher(RELIABLE, kind)])
+    assert found is not None and all(part in found for part in advice), found
+    assert found.endswith(advice[-1])
+
+
+TOPICS = st.from_regex(r"(/[a-z]{1,3}){1,3}", fullmatch=True)
+
+
+@given(TOPICS, st.booleans(), st.dictionaries(TOPICS, st.just([IMAGE])))
+def test_the_same_images_in_another_way_are_found_and_nothing_else(
+    image: str, compressed: bool, others: dict[str, list[str]]
+) -> None:
+    topic = f"{image}/compressed" if compressed else image
+    others = {name: kinds for name, kinds in others.items() if not name.startswith(image)}
+    assert qos.other_transport(topic, compressed, others) is None
+    published = {image: [IMAGE]} if compressed else {f"{image}/compressed": [COMPRESSED]}
+    found = qos.other_transport(topic, compressed, others | published)
+    right = "image_transport:=raw" if compressed else "image_transport:=compressed"
+    assert found is not None and found.endswith(right) and f"{next(iter(published))} is" in found
+    for plugin in ("theora", "zstd", "ffmpeg"):
+        found = qos.other_transport(topic, compressed, others | {f"{image}/{plugin}": ["x/msg/Y"]})
+        assert found is not None and f"republish {plugin} raw" in found
+
+
+def test_a_remapping_that_names_the_compressed_topic_itself_is_explained() -> None:
+    """image:=/cam/image/compressed with image_transport:=compressed."""
+    published = {"/cam/image/compressed": [COMPRESSED]}
+    found = qos.other_transport("/cam/image/compressed/compressed", True, published)
+    assert found is not None and "remap `image` to /cam/image," in found
 
 
 def test_what_fits_is_no_mismatch() -> None:

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus
+from rcl_interfaces.msg import Log
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import String
 
 from ctxseg_ros.ros import worker
 from ctxseg_ros.ros.segmenter import SegmentNode
@@ -394,3 +396,143 @@ def test_frames_that_stop_are_said_and_come_back(scene: Any, wait: Any, send: An
     made.publishers[""] = made.graph.publisher(Image, "image")
     send(made, wall())
     wait(lambda: made.graph.status().level == OK)
+
+
+def test_publishers_that_were_never_heard_are_told_from_a_camera_that_stopped(
+    scene: Any, wait: Any, send: Any
+) -> None:
+    made = scene()
+    wait(lambda: stream(made).publishers == 1)
+    assert stream(made).unheard and stream(made).same_host
+    send(made, wall())
+    assert not stream(made).unheard
+    made.graph.node.destroy_publisher(made.publishers[""])
+    wait(lambda: stream(made).publishers == 0)
+    assert not stream(made).unheard  # there is nobody
+    made.publishers[""] = made.graph.publisher(Image, "image")
+    wait(lambda: stream(made).publishers == 1)
+    assert stream(made).unheard
+    send(made, wall())
+    assert not stream(made).unheard
+
+
+@pytest.mark.parametrize(
+    ("transport", "published", "kind", "advice"),
+    [
+        ("raw", "image/compressed", CompressedImage, "image_transport:=compressed"),
+        ("compressed", "image", Image, "image_transport:=raw"),
+        ("raw", "image/theora", String, "image_transport republish theora raw"),
+    ],
+)
+def test_images_that_come_another_way_are_said(
+    graph_with: Callable[..., Any],
+    model_factory: Callable[..., Path],
+    stage: Any,
+    wait: Any,
+    transport: str,
+    published: str,
+    kind: Any,
+    advice: str,
+) -> None:
+    graph = graph_with(model=model_factory(), image_transport=transport)
+    node = graph.add(SegmentNode())
+    graph.wait_for_state("active")
+    other = graph.node.create_publisher(kind, published, 1)
+    wait(lambda: advice in graph.status().message)
+    assert graph.status().level == DiagnosticStatus.ERROR
+    assert f"/{published}" in graph.status().message
+    # Nothing is to be said once the camera sends what is read.
+    graph.node.destroy_publisher(other)
+    suffix, right = ("", Image) if transport == "raw" else ("/compressed", CompressedImage)
+    graph.publisher(right, f"image{suffix}")
+    wait(lambda: node._cameras[""][0].publishers == 1)
+    wait(lambda: advice not in graph.status().message)
+
+
+# Pixels
+
+
+def logged(scene: Any, wait: Any) -> list[Log]:
+    """What the node logs from now on."""
+    lines = scene.graph.collect(Log, "/rosout", 1000)
+    wait(lambda: scene.graph.node.count_subscribers("/rosout"))
+    return lines
+
+
+def test_the_first_frame_is_logged_once_each_time_the_node_is_activated(
+    scene: Any, wait: Any, send: Any
+) -> None:
+    made = scene()
+    lines = logged(made, wait)
+
+    def first() -> list[str]:
+        return [line.msg for line in lines if "first frame" in line.msg]
+
+    for time_around in (1, 2):
+        for _ in range(3):
+            send(made, wall())
+        wait(lambda: len(first()) == time_around)  # noqa: B023
+        for part in ("/image", "48x32", "rgb8"):
+            assert part in first()[-1]
+        assert made.graph.transition("deactivate") and made.graph.transition("activate")
+        wait(made.publishers[""].get_subscription_count)
+
+
+def mono16(value: int, stamp: int) -> Image:
+    values = np.full((32, 48), value, "<u2")
+    message = Image(height=32, width=48, encoding="mono16", step=96)
+    message.data = array.array("B", values.tobytes())
+    message.header.stamp = time_of(stamp)
+    return message
+
+
+@pytest.mark.parametrize(("value", "bits"), [(1000, 10), (3021, 12), (16000, 14), (16384, None)])
+def test_a_camera_of_fewer_than_16_bits_is_said_once(
+    scene: Any, wait: Any, value: int, bits: int | None
+) -> None:
+    made = scene()
+    lines = logged(made, wait)
+    for _ in range(12):
+        before = done(made)
+        made.publishers[""].publish(mono16(value, wall()))
+        wait(lambda: done(made) == before + 1)  # noqa: B023
+    # A line that comes after it, so that there is something to wait for.
+    made.node.get_logger().info("the end")
+    wait(lambda: any(line.msg == "the end" for line in lines))
+    found = [line.msg for line in lines if "nearly black" in line.msg]
+    assert len(found) == (bits is not None)
+    if bits is not None:
+        assert str(value) in found[0] and f"set input_bits to {bits}" in found[0]
+
+
+def test_parameters_tell_what_frames_do_not(
+    graph_with: Callable[..., Any], model_factory: Callable[..., Path], wait: Any
+) -> None:
+    """The model's confidence is the shade of what it sees."""
+    graph = graph_with(model=model_factory(classes=250), device="cpu")
+    node = graph.add(SegmentNode())
+    graph.wait_for_state("active")
+    images = graph.publisher(Image, "image")
+    shades = graph.collect(Image, "/segment/confidence")
+    wait(lambda: "confidence" in node._cameras[""][1].wanted())
+
+    def shade(message: Image) -> int:
+        seen = len(shades)
+        images.publish(message)
+        wait(lambda: len(shades) > seen)
+        return int(shades[-1].data[0])
+
+    assert shade(mono16(3000, wall())) == pytest.approx(12, abs=1)
+    assert graph.set("input_bits", 12)[0]
+    assert shade(mono16(3000, wall())) == pytest.approx(187, abs=1)
+
+    unnamed = mono16(3000, wall())
+    unnamed.encoding = "16UC1"
+    images.publish(unnamed)
+    wait(lambda: "set input_encoding" in graph.status().message)
+    assert graph.counts()["dropped_malformed"] == 1
+    accepted, reason = graph.set("input_encoding", "8UC3")
+    assert not accepted and "mono16" in reason
+    assert graph.set("input_encoding", "mono16")[0]
+    unnamed.header.stamp = time_of(wall())
+    assert shade(unnamed) == pytest.approx(187, abs=1)
