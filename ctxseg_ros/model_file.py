@@ -37,6 +37,16 @@ _OUTPUTS: dict[str, dict[str, tuple[int, int]]] = {  # task -> output -> (elemen
     "clusters": {"labels": (onnx.TensorProto.UINT8, 3), "confidence": (onnx.TensorProto.UINT8, 3)},
     "attention": {"attention": (onnx.TensorProto.FLOAT, 4)},
 }
+_FRACTIONS = {  # entries of ctxseg.source that are read, where they are there
+    "scores": ("miou",),
+    "precision": (
+        "bf16_label_agreement",
+        "bf16_sure_agreement",
+        "bf16_map_correlation",
+        "bf16_score",
+        "fp32_score",
+    ),
+}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _RECOPY = "Copy or download it again"
 _EXPORT = "export the model again with python -m training.export"
@@ -515,15 +525,13 @@ def _class(item: Any) -> ClassInfo:
 def _source(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         _refuse("ctxseg.source", "it must be an object")
-    for group, entry in (
-        ("scores", "miou"),
-        ("precision", "bf16_label_agreement"),
-        ("precision", "bf16_attention_agreement"),
-    ):
+    for group, entries in _FRACTIONS.items():
         inner = value.get(group, {})
         if not isinstance(inner, dict):
             _refuse("ctxseg.source", f"{group!r} must be an object")
-        number = inner.get(entry, 0)
-        if not isinstance(number, int | float) or isinstance(number, bool) or not 0 <= number <= 1:
-            _refuse("ctxseg.source", f"{group}.{entry} {number!r} is no fraction of 1")
+        for entry in entries:
+            number = inner.get(entry, 0)
+            is_number = isinstance(number, int | float) and not isinstance(number, bool)
+            if not is_number or not 0 <= number <= 1:
+                _refuse("ctxseg.source", f"{group}.{entry} {number!r} is no fraction of 1")
     return value

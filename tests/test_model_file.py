@@ -343,8 +343,8 @@ BROKEN = {
     "score in percent": (set_key("source", {"scores": {"miou": 71.5}}), "scores.miou 71.5"),
     "precision": (set_key("source", {"precision": {"bf16_label_agreement": "1"}}), "agreement '1'"),
     "precision of attention": (
-        set_key("source", {"precision": {"bf16_attention_agreement": 2}}),
-        "bf16_attention_agreement 2 is no fraction",
+        set_key("source", {"precision": {"bf16_map_correlation": 2}}),
+        "bf16_map_correlation 2 is no fraction",
     ),
 } | {f"no {key}": (drop_key(key), f"{key} is missing") for key in KEYS}
 

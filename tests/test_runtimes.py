@@ -2,6 +2,7 @@
 """Runtimes: what they compute, what they refuse, and which one is chosen."""
 
 import logging
+import re
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from ctxseg_ros.model_file import ModelFileError, read_model_info
 from ctxseg_ros.prediction import Prediction
 from ctxseg_ros.runtimes import RuntimeUnavailable, onnx_runtime, open_runtime, open_vino
 from ctxseg_ros.runtimes.base import pattern_image
+from ctxseg_ros.runtimes.precision import cost, label_change, map_correlations, recorded
 
 HERE = ("cpu", "openvino")
 SIZES = [(32, 48), (288, 512), (480, 640), (368, 16)]
@@ -250,8 +252,7 @@ def test_auto_takes_the_best_and_says_why_not_the_better(info, no_gpu, caplog, m
     monkeypatch.setattr(open_vino, "_chosen", {})
     caplog.set_level(logging.INFO, "ctxseg_ros")
     assert open_runtime(info).device == "openvino"
-    precision, choice = caplog.messages
-    assert precision.startswith("tiny: fp32, for the ")  # processor has no bf16, or the file says
+    _, choice = caplog.messages  # of the precision, of the device
     assert choice == (
         "tiny at 32x48 runs on openvino (fp32), "
         "not tensorrt or cuda: no NVIDIA GPU with a working driver (nvidia-smi must list one)"
@@ -294,46 +295,148 @@ def test_auto_without_any_device_is_an_error_with_every_reason(info, no_gpu, mon
         assert f"{device}: " in str(caught.value)
 
 
-# OpenVINO's precision
+# Precision
+
+BF16 = ["FP32", "BF16"]
+GOOD = {
+    "bf16_label_agreement": 0.985,
+    "bf16_sure_agreement": 0.9995,
+    "fp32_score": 0.7,
+    "bf16_score": 0.6951,
+}
 
 
 @pytest.mark.parametrize(
-    ("agreement", "capabilities", "reason"),
+    ("change", "reason"),
     [
-        (0.995, ["FP32", "BF16"], None),
-        (0.9949, ["FP32", "BF16"], "bf16 keeps only 99.49% of this model's labels"),
-        (1.0, ["FP32"], "the processor has no bf16"),
-        (None, ["FP32", "BF16"], "the model file does not say what bf16 does to it"),
+        ({}, None),
+        ({"bf16_score": 0.71}, None),  # better than fp32
+        ({"bf16_score": 0.6949}, r"costs 0\.5 points of accuracy"),
+        ({"bf16_sure_agreement": 0.9989}, r"changes 0\.11% of the labels that fp32 is sure of"),
+        ({"bf16_label_agreement": 0.96}, r"changes 4\.0% of all labels"),
+        ({"bf16_sure_agreement": None}, "does not record"),
+        ({"bf16_score": None}, None),  # without ground truth
     ],
 )
-def test_bf16_needs_the_processor_and_the_metadata(model_factory, agreement, capabilities, reason):
-    source = {} if agreement is None else {"precision": {"bf16_label_agreement": agreement}}
-    info = read_model_info(model_factory(source=source))
-    assert open_vino.bf16_forbidden(info, capabilities) == reason
+def test_bf16_may_change_unsure_labels_and_half_a_point_of_accuracy(model_factory, change, reason):
+    entries = {key: value for key, value in (GOOD | change).items() if value is not None}
+    info = read_model_info(model_factory(source={"precision": entries}))
+    found = cost(recorded(info), info.task, "bf16")
+    assert found is None if reason is None else re.search(reason, found)
 
 
 @pytest.mark.parametrize(
-    ("source", "reason"),
+    ("entries", "reason"),
     [
-        ({"bf16_attention_agreement": 0.999}, None),
-        ({"bf16_attention_agreement": 0.9}, "bf16 keeps only 90.00% of this model's patches"),
-        ({"bf16_label_agreement": 1.0}, "the model file does not say what bf16 does to it"),
+        ({"bf16_map_correlation": 0.995}, None),
+        ({"bf16_map_correlation": 0.98}, "correlates with that of fp32 by only 0.980"),
+        ({"bf16_map_correlation": 1, "fp32_score": 0.4, "bf16_score": 0.3}, "costs 10.0 points"),
+        ({"bf16_label_agreement": 1.0, "bf16_sure_agreement": 1.0}, "does not record"),
     ],
 )
-def test_bf16_of_attention_is_judged_by_its_patches(model_factory, source, reason):
-    info = read_model_info(model_factory(task="attention", source={"precision": source}))
-    assert open_vino.bf16_forbidden(info, ["BF16"]) == reason
+def test_bf16_of_attention_is_judged_by_its_maps(model_factory, entries, reason):
+    info = read_model_info(model_factory(task="attention", source={"precision": entries}))
+    found = cost(recorded(info), info.task, "bf16")
+    assert found is None if reason is None else reason in found
 
 
-@pytest.mark.parametrize("agreement", [0.0, 1.0])
-def test_openvino_compiles_in_the_precision_that_it_reports(model_factory, agreement):
-    source = {"precision": {"bf16_label_agreement": agreement}}
-    runtime = open_runtime(read_model_info(model_factory(source=source)), device="openvino")
-    model = runtime._request.get_compiled_model()
-    used = model.get_property("INFERENCE_PRECISION_HINT").to_string()
-    assert {"f32": "fp32", "bf16": "bf16"}[used] == runtime.precision
-    if agreement == 0:
-        assert runtime.precision == "fp32"
+@pytest.mark.parametrize("source", [{}, {"precision": {"bf16_label_agreement": 1.0}}])
+def test_file_without_the_record_runs_in_fp32_and_says_how_to_get_one(
+    model_factory, source, monkeypatch, caplog
+):
+    """As written by earlier versions, or by an export on a processor without bf16."""
+    monkeypatch.setattr(open_vino, "capabilities", lambda: BF16)
+    info = read_model_info(model_factory(name=f"unrecorded{len(source)}", source=source))
+    with caplog.at_level("INFO"):
+        assert open_runtime(info, device="openvino").precision == "fp32"
+    assert "python -m training.record_precision" in caplog.text
+
+
+@pytest.mark.parametrize("processor", [BF16, ["FP32"]])
+@pytest.mark.parametrize("allowed", [False, True])
+def test_openvino_takes_bf16_only_where_processor_and_record_allow_it(
+    model_factory, monkeypatch, processor, allowed
+):
+    """On a processor without bf16 OpenVINO computes in fp32 whatever it is asked for: the choice
+    can be tested anywhere."""
+    monkeypatch.setattr(open_vino, "capabilities", lambda: processor)
+    monkeypatch.setattr(open_vino, "fastest_ms", lambda runtimes: range(len(runtimes), 0, -1))
+    entries = GOOD if allowed else GOOD | {"bf16_sure_agreement": 0.5}
+    name = f"{len(processor)}{allowed}"
+    info = read_model_info(model_factory(name=name, source={"precision": entries}))
+    expected = "bf16" if allowed and processor is BF16 else "fp32"
+    assert open_runtime(info, device="openvino").precision == expected
+
+
+def pixels(labels, confidence):
+    """A prediction of one row."""
+    return Prediction(np.array([labels], np.uint8), np.array([confidence], np.uint8))
+
+
+def test_labels_that_change_are_counted_by_confidence():
+    full = pixels([0, 1, 2, 3], [255, 153, 152, 20])
+    change = label_change(full, pixels([0, 1, 0, 0], [0] * 4))
+    change += label_change(full, pixels([1, 1, 2, 3], [255] * 4))
+    assert change.pixels.sum() == 8 and change.changed.sum() == 3
+    assert change.agreement() == pytest.approx(5 / 8)
+    assert change.agreement(0.6) == pytest.approx(3 / 4)  # 153 of 255 is sure, 152 is not
+    assert change.agreement(0.5, 0.6) == pytest.approx(1 / 2)
+    assert change.agreement(0.7, 0.9) == 1.0  # no such pixel
+    assert change.changed_confidence(0.3) == pytest.approx(20 / 255)
+    assert change.changed_confidence(0.95) == 1.0
+    same = label_change(full, full)
+    assert same.agreement() == 1.0 and same.changed_confidence(0.95) == 0.0
+
+
+def test_maps_are_correlated_head_by_head():
+    rng = np.random.default_rng(0)
+    one, other = rng.random((2, 2, 5, 7), np.float32)
+    other[0] = 3 * one[0] + 1
+    found = map_correlations(Prediction(attention=one), Prediction(attention=other))
+    assert found == pytest.approx([1, np.corrcoef(one[1].ravel(), other[1].ravel())[0, 1]])
+    flat, nan = np.ones((1, 1, 1), np.float32), np.full((1, 1, 1), np.nan, np.float32)
+    for plane, correlation in ((flat, 1), (flat * 1.001, 1), (flat * 2, 0), (nan, 0)):
+        found = map_correlations(Prediction(attention=flat), Prediction(attention=plane))
+        assert found == [correlation]
+
+
+def multiply_by_one(model):
+    """Put a matrix product before the confidence that changes nothing but by its rounding."""
+    model.graph.initializer.append(numpy_helper.from_array(np.eye(256, dtype=np.float32), "one"))
+    model.graph.node.pop()
+    model.graph.node.append(helper.make_node("MatMul", ["mean", "one"], ["product"]))
+    cast = helper.make_node("Cast", ["product"], ["confidence"], to=TensorProto.UINT8)
+    model.graph.node.append(cast)
+
+
+def test_openvino_computes_in_the_precision_that_is_asked_for(model_factory):
+    """bf16 has whole numbers only from 128 on: some of 128 1/3 and 128 2/3 become 129."""
+    info = read_model_info(model_factory(edit=multiply_by_one))
+    rgb = image((64, 256))
+    plain = rgb.sum(axis=2) / 3
+    full = open_runtime(info, (64, 256), "openvino", precision="fp32")
+    assert full.precision == "fp32"
+    assert np.abs(full.run(rgb).confidence - np.floor(plain)).max() <= 1  # thirds, see above
+    if reason := open_vino.bf16_missing():
+        with pytest.raises(RuntimeUnavailable, match=reason):
+            open_runtime(info, (64, 256), "openvino", precision="bf16")
+        return
+    lower = open_runtime(info, (64, 256), "openvino", precision="bf16")
+    assert lower.precision == "bf16"
+    between = (plain > 128) & (plain % 1 > 0.5)
+    rounded_up = lower.run(rgb).confidence[between] > plain[between]
+    assert rounded_up.mean() > 0.9
+    assert not (full.run(rgb).confidence[between] > plain[between]).any()
+
+
+def test_device_without_the_precision_is_left_out(info, no_gpu):
+    assert open_runtime(info, device="cpu", precision="fp32").precision == "fp32"
+    with pytest.raises(RuntimeUnavailable, match=r"cpu: it computes in fp32, not in bf16"):
+        open_runtime(info, device="cpu", precision="bf16")
+    with pytest.raises(RuntimeUnavailable, match=r"openvino: it computes in .* there: none"):
+        open_runtime(info, precision="fp16")
+    with pytest.raises(ValueError, match=r"'fp8'; choose auto, fp32, bf16, fp16"):
+        open_runtime(info, precision="fp8")
 
 
 @pytest.mark.parametrize("faster", ["fp32", "bf16"])
@@ -341,8 +444,8 @@ def test_openvino_takes_the_faster_precision_where_it_may_choose(
     model_factory, monkeypatch, caplog, faster
 ):
     # Another name, another SHA-256: what was chosen for a model holds for its other sizes.
-    info = read_model_info(model_factory(name=f"faster_in_{faster}"))
-    monkeypatch.setattr(open_vino, "bf16_forbidden", lambda *_: None)
+    info = read_model_info(model_factory(name=f"faster_in_{faster}", source={"precision": GOOD}))
+    monkeypatch.setattr(open_vino, "capabilities", lambda: BF16)
     monkeypatch.setattr(
         open_vino,
         "fastest_ms",
@@ -351,7 +454,7 @@ def test_openvino_takes_the_faster_precision_where_it_may_choose(
     with caplog.at_level("INFO"):
         runtime = open_runtime(info, device="openvino")
     assert runtime.precision == faster
-    assert f"{faster} takes 10.0 ms" in caplog.text
+    assert "10.0 ms" in caplog.text and "20.0 ms" in caplog.text
     monkeypatch.setattr(open_vino, "fastest_ms", lambda _: pytest.fail("measured again"))
     assert open_runtime(info, (64, 96), device="openvino").precision == faster
 
@@ -479,21 +582,13 @@ def test_wrong_fp16_engine_is_replaced_by_fp32(info, simulated_tensorrt, caplog)
     simulated_tensorrt.append(1)
     runtime = open_runtime(info, device="tensorrt")
     assert (runtime.device, runtime.precision) == ("tensorrt", "fp32")
-    assert any("fp16 keeps only" in message for message in caplog.messages)
+    assert "TensorRT in fp32, because fp16 changes" in caplog.text
 
 
-def test_agreement_of_labels_and_of_attention():
-    labels = np.zeros((10, 10), np.uint8)
-    other = labels.copy()
-    other[0, :3] = 1
-    found = onnx_runtime.agreement(Prediction(labels=other), Prediction(labels=labels))
-    assert found == pytest.approx(0.97)
-    attention = np.full((3, 2, 2), 0.2, np.float32)
-    changed = attention.copy()
-    changed[0, 0, 0] = 0.3
-    changed[1] += 0.001
-    found = onnx_runtime.agreement(Prediction(attention=changed), Prediction(attention=attention))
-    assert found == pytest.approx(11 / 12)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_tensorrt_runs_in_the_precision_that_is_asked_for(info, simulated_tensorrt, precision):
+    simulated_tensorrt.append(1)  # an engine that "auto" would not use
+    assert open_runtime(info, device="tensorrt", precision=precision).precision == precision
 
 
 def test_pattern_image_is_fixed_and_has_every_brightness():

@@ -36,7 +36,6 @@ from training.data.frames import FrameList, Source, open_frames
 from training.export import (
     FRAMES,
     ExportError,
-    bf16_agreement,
     export_graph,
     halve_weights,
     load_system,
@@ -47,6 +46,7 @@ from training.export_attention import from_file, from_name
 from training.graphs import AttentionGraph, ClusterGraph, SegmenterGraph
 from training.networks.encoder import Encoder, check_multiple
 from training.pictures import cluster_infos
+from training.precision import bf16_change
 from training.token_cut import fitting_size
 
 #: Frames whose patches are clustered, at most, evenly over the source.
@@ -231,8 +231,8 @@ def export_clusters(
 
     def check(draft: ModelInfo) -> dict[str, Any]:
         measured: dict[str, Any] = {"parity": parity(draft, pictures, expected)}
-        if bf16 := bf16_agreement(draft, pictures):
-            measured["precision"] = bf16
+        if change := bf16_change(draft, pictures):
+            measured["precision"] = change
         return measured
 
     written = write_checked(

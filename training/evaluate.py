@@ -29,7 +29,7 @@ from ctxseg_ros.merging import hierarchy
 from ctxseg_ros.model_file import ModelInfo, format_size, parse_size
 from ctxseg_ros.output_files import check_writable, write_json
 from ctxseg_ros.pipeline import FrameSegmenter
-from ctxseg_ros.runtimes import open_runtime
+from ctxseg_ros.runtimes import PRECISIONS, open_runtime
 from ctxseg_ros.store import load
 from training.data.bsds import check_pairs, pair_truths, read_truths
 from training.data.files import DataError, each_file, read_image
@@ -63,6 +63,7 @@ def evaluate_labels(
     size: tuple[int, int] | None = None,
     device: str = "auto",
     match: str = "none",
+    precision: str = "auto",
 ) -> dict[str, Any]:
     """Scores against label images, at the truth's own size.
 
@@ -74,7 +75,7 @@ def evaluate_labels(
         info: the model. pairs: frames and their truth.
         ignore: id of the truth that does not count. 255 never counts.
         size: (height, width) of the model's input; None: the size that it was trained for.
-        device: see ``ctxseg_ros.runtimes.open_runtime``.
+        device, precision: see ``ctxseg_ros.runtimes.open_runtime``.
         match: ``none`` for a ``semantic`` model; for ``clusters`` a key of
             ``training.matching.MATCHES``.
 
@@ -92,7 +93,7 @@ def evaluate_labels(
     _check_match(info, match)
     # The classes of a clusters model are its clusters: they say nothing about the truth's ids.
     count = len(info.classes) if info.task == "semantic" else IGNORE
-    pixels = _count_set(info, pairs, count, ignore, size, device)
+    pixels = _count_set(info, pairs, count, ignore, size, device, precision)
     if info.task == "semantic":
         result = _scores(pixels, [item.name for item in info.classes])
     else:
@@ -117,10 +118,11 @@ def _count_set(
     ignore: int | None,
     size: tuple[int, int] | None,
     device: str,
+    precision: str,
 ) -> NDArray[np.int64]:
     ids = len(info.classes)
     pixels = np.zeros((classes, ids + 1), np.int64)
-    runtime = open_runtime(info, size, device)
+    runtime = open_runtime(info, size, device, precision=precision)
     segmenter = FrameSegmenter(runtime)
     try:
         for pair in track(pairs, f"{info.name}", console=Console(stderr=True)):
@@ -195,6 +197,7 @@ def evaluate_regions(
     pairs: Sequence[Pair],
     size: tuple[int, int] | None = None,
     device: str = "auto",
+    precision: str = "auto",
 ) -> dict[str, Any]:
     """Scores of a model's regions against BSDS truth, at each image's own size.
 
@@ -202,7 +205,7 @@ def evaluate_regions(
         info: the model. pairs: images and their ``.mat`` files.
         size: (height, width) of the model's input; None: for each image the nearest to its own
             shape that the model takes, so that none is squeezed.
-        device: see ``ctxseg_ros.runtimes.open_runtime``.
+        device, precision: see ``ctxseg_ros.runtimes.open_runtime``.
 
     Returns:
         ``plain`` (the partition by label, connected or not), ``crf`` (the same after the CRF) and
@@ -217,7 +220,7 @@ def evaluate_regions(
         raise ValueError(f"{info.name} is a model of task attention: it has no regions to score")
     check_pairs(pairs)
     scores: dict[str, list[ImageScores]] = {"plain": [], "crf": [], "merged": []}
-    for pair, segmenter in _with_segmenters(info, pairs, size, device):
+    for pair, segmenter in _with_segmenters(info, pairs, size, device, precision):
         for name, score in _score_regions(segmenter, pair, len(info.classes)).items():
             scores[name].append(score)
     return {
@@ -237,7 +240,11 @@ def fitting_size(info: ModelInfo, shape: tuple[int, int]) -> tuple[int, int]:
 
 
 def _with_segmenters(
-    info: ModelInfo, pairs: Sequence[Pair], size: tuple[int, int] | None, device: str
+    info: ModelInfo,
+    pairs: Sequence[Pair],
+    size: tuple[int, int] | None,
+    device: str,
+    precision: str,
 ) -> Iterator[tuple[Pair, FrameSegmenter]]:
     """Each pair with a segmenter of ``size``; None: of the size that fits the pair's image best.
 
@@ -255,7 +262,7 @@ def _with_segmenters(
             if segmenter is None or segmenter.runtime.size != used:
                 if segmenter is not None:
                     segmenter.runtime.close()
-                segmenter = FrameSegmenter(open_runtime(info, used, device))
+                segmenter = FrameSegmenter(open_runtime(info, used, device, precision=precision))
             yield pair, segmenter
     finally:
         if segmenter is not None:
@@ -280,6 +287,7 @@ def evaluate_objects(
     mass: float = 0.6,
     size: tuple[int, int] | None = None,
     device: str = "auto",
+    precision: str = "auto",
 ) -> dict[str, Any]:
     """Scores of attention masks against the masks of objects, at the truth's own size.
 
@@ -292,7 +300,7 @@ def evaluate_objects(
         mass: share of the attention that a mask holds.
         size: (height, width) of the model's input; None: for each frame the nearest to its own
             shape that the model takes, so that none is squeezed.
-        device: see ``ctxseg_ros.runtimes.open_runtime``.
+        device, precision: see ``ctxseg_ros.runtimes.open_runtime``.
 
     Returns:
         What ``training.objects.score_objects`` returns, for the model and, in ``controls``, for
@@ -315,7 +323,7 @@ def evaluate_objects(
     seen = [pair for pair, has_object in zip(pairs, there, strict=True) if has_object]
     if not seen:
         raise DataError("there is nothing to score: no mask has an object, all are black")
-    scored = _score_attention(info, seen, mass, size, device)
+    scored = _score_attention(info, seen, mass, size, device, precision)
     sets = _score_sets([scores for _, scores in scored])
     return {
         **sets.pop("model"),
@@ -333,10 +341,11 @@ def _score_attention(
     mass: float,
     size: tuple[int, int] | None,
     device: str,
+    precision: str,
 ) -> list[tuple[Pair, FrameScores]]:
     """Each pair's scores, of the ``model`` and of the controls on the same grid of patches."""
     untaught, scored = random_vit(), []
-    for pair, segmenter in _with_segmenters(info, pairs, size, device):
+    for pair, segmenter in _with_segmenters(info, pairs, size, device, precision):
         rows, columns = (side // info.stride for side in segmenter.runtime.size)
         image, truth, _ = read_pair(pair, read_mask)
         maps = {
@@ -445,7 +454,9 @@ def _objects_table(name: str, result: dict[str, Any]) -> Table:
 def _labels(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
     info = load(args.model)
     pairs = pair_files(args.images, args.labels)
-    result = evaluate_labels(info, pairs, args.ignore, args.size, args.device, args.match)
+    result = evaluate_labels(
+        info, pairs, args.ignore, args.size, args.device, args.match, args.precision
+    )
     size = format_size(args.size or info.fixed_size or info.size)
     row = {"model": info.name, "size": size, "ignore": args.ignore, **result}
     return _labels_table(info.name, result), row
@@ -454,7 +465,7 @@ def _labels(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
 def _regions(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
     info = load(args.model)
     pairs = pair_truths(args.images, args.segmentations)
-    result = evaluate_regions(info, pairs, args.size, args.device)
+    result = evaluate_regions(info, pairs, args.size, args.device, args.precision)
     size = _own_sizes(info, args.size)
     return _regions_table(info.name, result), {"model": info.name, "size": size, **result}
 
@@ -462,7 +473,7 @@ def _regions(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
 def _objects(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
     info = load(args.model)
     pairs = pair_files(args.images, args.masks)
-    result = evaluate_objects(info, pairs, args.mass, args.size, args.device)
+    result = evaluate_objects(info, pairs, args.mass, args.size, args.device, args.precision)
     size = _own_sizes(info, args.size)
     return _objects_table(info.name, result), {"model": info.name, "size": size, **result}
 
@@ -487,6 +498,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--images", type=Path, required=True)
         command.add_argument("--size", type=parse_size, metavar="HxW", help="of the model's input")
         command.add_argument("--device", default="auto")
+        command.add_argument(
+            "--precision", default="auto", choices=["auto", *PRECISIONS], help="to compute in"
+        )
         command.add_argument("--json", type=Path, metavar="FILE")
     labels.add_argument("--labels", type=Path, required=True)
     labels.add_argument("--ignore", type=int, metavar="ID", help="id of the truth to leave out")

@@ -32,13 +32,12 @@ from ctxseg_ros.model_file import ModelInfo, read_model_info, write_metadata
 from ctxseg_ros.output_files import replacing
 from ctxseg_ros.prediction import Prediction
 from ctxseg_ros.runtimes import open_runtime
-from ctxseg_ros.runtimes.open_vino import OpenVinoRuntime, capabilities
-from training.commands import checked_name
+from training.commands import checked_name, evenly
 from training.data import options
 from training.data.frames import open_frames
 from training.data.pairs import pair_files
-from training.evaluate import evaluate_labels
 from training.graphs import AttentionGraph
+from training.precision import accuracy, bf16_change, label_scores, summary
 from training.systems.dino import DinoSystem
 from training.systems.distilled import DistilledSystem
 from training.systems.segmenter import SegmenterSystem
@@ -241,22 +240,6 @@ def parity(
     return {f"network_{name}": value for name, value in found.items()}
 
 
-def bf16_agreement(info: ModelInfo, frames: Sequence[NDArray[np.uint8]]) -> dict[str, float] | None:
-    """How well OpenVINO's bf16 inference agrees with its fp32.
-
-    None on a processor without bf16: there OpenVINO would quietly compute both in fp32.
-    """
-    if "BF16" not in capabilities():
-        return None
-    model, size = info.path.read_bytes(), frames[0].shape[:2]
-    said = []
-    for precision in ("fp32", "bf16"):
-        runtime = OpenVinoRuntime(model, info, size, precision)
-        said.append([_said(runtime.run(frame)) for frame in frames])
-        runtime.close()
-    return {f"bf16_{name}": value for name, value in compare(*said).items()}
-
-
 def write_checked(
     model: onnx.ModelProto,
     out: Path,
@@ -299,7 +282,7 @@ def fitted_frames(
     images = open_frames(frames, topic, stride, reading)
     return [
         cv2.resize(images[i], size[::-1], interpolation=cv2.INTER_AREA)
-        for i in _spread(len(images), FRAMES)
+        for i in evenly(len(images), FRAMES)
     ]
 
 
@@ -355,12 +338,15 @@ def export(
 
     def check(draft: ModelInfo) -> dict[str, Any]:
         found: dict[str, Any] = {"parity": parity(draft, pictures, expected)}
-        if bf16 := bf16_agreement(draft, pictures):
-            found["precision"] = bf16
+        if change := bf16_change(draft, pictures):
+            found["precision"] = change
         if truth is not None:
-            match = "none" if system.task == "semantic" else "hungarian"
-            scores = evaluate_labels(draft, pair_files(frames, truth), ignore, size, match=match)
+            pairs = pair_files(frames, truth)
+            scores = label_scores(draft, pairs, ignore, size, "fp32")
             found["scores"] = {"data": "/".join(frames.absolute().parts[-3:-1]), **scores}
+            if change:
+                lower = label_scores(draft, pairs, ignore, size, "bf16")
+                change |= accuracy("miou", scores["miou"], lower["miou"])
         return found
 
     origin, known_terms = system.origin()
@@ -394,17 +380,9 @@ def report(out: Path, source: dict[str, Any]) -> None:
             f"attention agrees with the network on {figures['network_attention_agreement']:.3%} "
             f"of patches, {figures['network_attention_deviation']:.3%} of the peak apart at most"
         )
-    if "precision" in source:
-        print(f"bf16 agrees with fp32 on {next(iter(source['precision'].values())):.3%}")
-    else:
-        print("bf16 was not measured, so the model will run in fp32")
+    print(summary(source.get("precision", {})))
     if "scores" in source:
         print(f"mIoU {source['scores']['miou']:.4f}")
-
-
-def _spread(items: int, count: int) -> range:
-    """At most ``count`` indices, evenly over ``items``."""
-    return range(0, items, max(1, items // count))[:count]
 
 
 def main() -> int:

@@ -27,7 +27,6 @@ from training.commands import checked_name
 from training.data import options
 from training.export import (
     ExportError,
-    bf16_agreement,
     export_graph,
     fitted_frames,
     halve_weights,
@@ -39,6 +38,7 @@ from training.export import (
 from training.graphs import AttentionGraph
 from training.networks.encoder import Encoder, check_multiple
 from training.networks.weights import Weights, architectures, read_weights
+from training.precision import bf16_change
 
 #: About as many pixels a side as the exported model is meant for, unless a size is asked for.
 SIDE = 384
@@ -193,8 +193,8 @@ def export_attention(
 
     def check(draft: ModelInfo) -> dict[str, Any]:
         measured: dict[str, Any] = {"parity": parity(draft, pictures, expected)}
-        if frames is not None and (bf16 := bf16_agreement(draft, pictures)):
-            measured["precision"] = bf16
+        if frames is not None and (change := bf16_change(draft, pictures)):
+            measured["precision"] = change
         return measured
 
     # What timm says of its own weights need not hold for a file of the same shapes.

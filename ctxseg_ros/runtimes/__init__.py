@@ -9,11 +9,27 @@ from ctxseg_ros.files import shown
 from ctxseg_ros.model_file import ModelFileError, ModelInfo, format_size, read_fix
 from ctxseg_ros.runtimes import onnx_runtime, open_vino
 from ctxseg_ros.runtimes.base import Runtime, RuntimeUnavailable, warm_up
+from ctxseg_ros.runtimes.precision import PRECISIONS
 
-__all__ = ["DEVICES", "Runtime", "RuntimeUnavailable", "check_device", "devices", "open_runtime"]
+__all__ = [
+    "DEVICES",
+    "PRECISIONS",
+    "Runtime",
+    "RuntimeUnavailable",
+    "check_device",
+    "devices",
+    "open_runtime",
+]
 
 DEVICES = ("tensorrt", "cuda", "openvino", "cpu")
 """Best first, as far as one can know without measuring."""
+
+_COMPUTES_IN = {
+    "tensorrt": ("fp32", "fp16"),
+    "cuda": ("fp32",),
+    "openvino": ("fp32", "bf16"),
+    "cpu": ("fp32",),
+}
 
 LOGGER = logging.getLogger("ctxseg_ros")
 
@@ -39,25 +55,33 @@ def open_runtime(
     size: tuple[int, int] | None = None,
     device: str = "auto",
     log: logging.Logger = LOGGER,
+    precision: str = "auto",
 ) -> Runtime:
     """Open a model at `size` (height, width; None: its own) and warm it up.
 
     `device` is one of DEVICES, or "auto": the best one that opens; the log says which it is and
-    why not the better ones. Raises ValueError for a size or a device name that cannot be,
-    RuntimeUnavailable if the device is not there, ModelFileError if the file is gone, has
-    changed since `info` was read, or its outputs are not what it promises.
+    why not the better ones. `precision` is one of PRECISIONS, or "auto": bf16 or fp16 where the
+    device is faster in it and it costs no accuracy, see `precision.cost`; else fp32.
+
+    Raises ValueError for a size, device or precision that does not exist, RuntimeUnavailable if
+    the device is not there or does not compute in that precision, ModelFileError if the file is
+    gone, has changed since `info` was read, or its outputs are not what it promises.
     """
     if device != "auto" and device not in DEVICES:
         raise ValueError(f"no device is called {device!r}; choose auto, {', '.join(DEVICES)}")
+    if precision != "auto" and precision not in PRECISIONS:
+        raise ValueError(
+            f"no precision is called {precision!r}; choose auto, {', '.join(PRECISIONS)}"
+        )
     size = size or info.fixed_size or info.size
     info.check_size(size)
     model = _read(info)
     reasons: dict[str, str] = {}
     for name in DEVICES if device == "auto" else (device,):
-        reason = _why_not(name)
+        reason = _why_not(name, precision)
         if reason is None:
             try:
-                runtime = _open(name, model, info, size, log)
+                runtime = _open(name, model, info, size, log, precision)
             except ModelFileError:
                 raise
             except Exception as error:  # each library raises its own kinds
@@ -76,7 +100,7 @@ def open_runtime(
                 return runtime
         reasons[name] = reason
     failed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-    others = [name for name in DEVICES if name not in reasons and _why_not(name) is None]
+    others = [name for name in DEVICES if name not in reasons and _why_not(name, precision) is None]
     raise RuntimeUnavailable(
         f"model {info.name} cannot run on {device}. {failed}. "
         f"Devices that are there: {', '.join(others) or 'none'}"
@@ -93,8 +117,13 @@ def _not_better(reasons: Mapping[str, str]) -> str:
     )
 
 
-def _why_not(device: str) -> str | None:
-    return open_vino.why_not() if device == "openvino" else onnx_runtime.why_not(device)
+def _why_not(device: str, precision: str = "auto") -> str | None:
+    reason = open_vino.why_not() if device == "openvino" else onnx_runtime.why_not(device)
+    if reason is not None or precision == "auto":
+        return reason
+    if precision not in _COMPUTES_IN[device]:
+        return f"it computes in {' or '.join(_COMPUTES_IN[device])}, not in {precision}"
+    return open_vino.bf16_missing() if precision == "bf16" else None
 
 
 def _read(info: ModelInfo) -> bytes:
@@ -110,13 +139,18 @@ def _read(info: ModelInfo) -> bytes:
 
 
 def _open(
-    device: str, model: bytes, info: ModelInfo, size: tuple[int, int], log: logging.Logger
+    device: str,
+    model: bytes,
+    info: ModelInfo,
+    size: tuple[int, int],
+    log: logging.Logger,
+    precision: str,
 ) -> Runtime:
     runtime: Runtime
     if device == "openvino":
-        runtime = open_vino.open_openvino(model, info, size, log)
+        runtime = open_vino.open_openvino(model, info, size, log, precision)
     elif device == "tensorrt":
-        runtime = onnx_runtime.open_tensorrt(model, info, size, log)
+        runtime = onnx_runtime.open_tensorrt(model, info, size, log, precision)
     else:
         runtime = onnx_runtime.OnnxRuntime(model, info, size, device)
     warm_up(runtime)

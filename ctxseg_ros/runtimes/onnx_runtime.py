@@ -25,17 +25,13 @@ from ctxseg_ros.runtimes.base import (
     pattern_image,
     to_prediction,
 )
+from ctxseg_ros.runtimes.precision import cost, measure
 
 PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "cpu": "CPUExecutionProvider",
 }
-FP16_AGREEMENT = 0.98
-"""The least share of a test image's pixels that must keep their label in TensorRT's fp16. Low,
-for the image is synthetic and has more undecided pixels than a camera's; it is there to catch
-engines that are plainly wrong, which TensorRT releases have produced."""
-
 _INSTALL_GPU = 'pip uninstall onnxruntime; pip install "onnxruntime-gpu[cuda,cudnn]"'
 _INSTALL = {
     "tensorrt": f"{_INSTALL_GPU}; pip install tensorrt",
@@ -173,20 +169,35 @@ def engine_cache(info: ModelInfo, size: tuple[int, int], fp16: bool) -> Path:
 
 
 def open_tensorrt(
-    model: bytes, info: ModelInfo, size: tuple[int, int], log: logging.Logger
+    model: bytes,
+    info: ModelInfo,
+    size: tuple[int, int],
+    log: logging.Logger,
+    precision: str = "auto",
 ) -> OnnxRuntime:
-    """Open in fp16, or in fp32 if fp16 does not give the labels that the CPU gives."""
-    image = pattern_image(size)
-    reference = OnnxRuntime(model, info, size, "cpu")
-    expected = reference.run(image)
-    reference.close()
+    """Open in `precision`; "auto": in fp16, unless that changes what the CPU gives in fp32.
+
+    TensorRT releases have built engines that are plainly wrong. So each engine is compared on a
+    test image, by the limits that bf16 is judged by; see `precision.cost`.
+    """
+    if precision != "auto":
+        return _build(model, info, size, precision == "fp16", log)
     runtime = _build(model, info, size, True, log)
-    share = agreement(runtime.run(image), expected)
-    if share >= FP16_AGREEMENT:
+    reason = _engine_fault(runtime, model)
+    if reason is None:
         return runtime
-    log.warning(f"TensorRT's fp16 keeps only {share:.1%} of the labels of {info.name}: using fp32")
+    log.warning(f"{info.name}: TensorRT in fp32, because {reason}")
     runtime.close()
     return _build(model, info, size, False, log)
+
+
+def _engine_fault(runtime: OnnxRuntime, model: bytes) -> str | None:
+    """Why an fp16 engine must not be used; None if it gives what the CPU gives in fp32."""
+    info, image = runtime.info, pattern_image(runtime.size)
+    reference = OnnxRuntime(model, info, runtime.size, "cpu")
+    measured = measure(reference.run(image), runtime.run(image))
+    reference.close()
+    return cost(measured, info.task, "fp16")
 
 
 def _build(
@@ -201,15 +212,6 @@ def _build(
     runtime = OnnxRuntime(model, info, size, "tensorrt", fp16)
     log.info(f"the TensorRT engine for {info.name} took {time.monotonic() - start:.0f} s to build")
     return runtime
-
-
-def agreement(found: Prediction, expected: Prediction) -> float:
-    """The share of pixels with the same label, or of patches with nearly the same attention."""
-    if found.labels is not None and expected.labels is not None:
-        return float(np.mean(found.labels == expected.labels))
-    assert found.attention is not None and expected.attention is not None
-    tolerance = 0.05 * float(expected.attention.max())
-    return float(np.mean(np.abs(found.attention - expected.attention) <= tolerance))
 
 
 def tensorrt_version() -> str | None:

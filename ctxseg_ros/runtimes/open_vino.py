@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OpenVINO on the CPU, in bf16 where that is faster and the model is known to bear it."""
+"""OpenVINO on the CPU, in bf16 where that is faster and is known not to cost accuracy."""
 
 import functools
 import importlib
@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 from ctxseg_ros.model_file import ModelInfo
 from ctxseg_ros.prediction import Prediction
 from ctxseg_ros.runtimes.base import check_image, fastest_ms, to_prediction
-
-BF16_AGREEMENT = 0.995
-"""The least share of labels, or of patches' attention, that bf16 keeps, as the export measured."""
+from ctxseg_ros.runtimes.precision import cost, recorded
 
 _chosen: dict[str, str] = {}  # SHA-256 of a model -> the precision that was faster here
 
@@ -47,18 +45,9 @@ def capabilities() -> list[str]:
     return core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def bf16_forbidden(info: ModelInfo, capabilities: list[str]) -> str | None:
-    """Why this model may not run in bf16 here; None if it may."""
-    if "BF16" not in capabilities:
-        return "the processor has no bf16"
-    what = "attention" if info.task == "attention" else "label"
-    agreement = info.source.get("precision", {}).get(f"bf16_{what}_agreement")
-    if agreement is None:
-        return "the model file does not say what bf16 does to it"
-    if agreement < BF16_AGREEMENT:
-        kept = "patches" if info.task == "attention" else "labels"
-        return f"bf16 keeps only {agreement:.2%} of this model's {kept}"
-    return None
+def bf16_missing() -> str | None:
+    """None if the processor has bf16, else why bf16 cannot be used."""
+    return None if "BF16" in capabilities() else "the processor has no bf16"
 
 
 class OpenVinoRuntime:
@@ -98,34 +87,40 @@ class OpenVinoRuntime:
 
 
 def open_openvino(
-    model: bytes, info: ModelInfo, size: tuple[int, int], log: logging.Logger
+    model: bytes,
+    info: ModelInfo,
+    size: tuple[int, int],
+    log: logging.Logger,
+    precision: str = "auto",
 ) -> OpenVinoRuntime:
-    """Open in the faster of fp32 and, where the model may run in it, bf16.
+    """Open in `precision`; "auto": the faster of fp32 and, where the model may run in it, bf16.
 
     Processors with AMX or fast AVX-512 bf16 gain nearly half from it; others have the
     instructions and lose (one Xeon: 113 ms against 69 ms), so it is measured, once for a model:
     its other sizes take the precision that the first one took.
     """
-    if info.sha256 in _chosen:
-        return OpenVinoRuntime(model, info, size, _chosen[info.sha256])
-    runtime = _open_the_faster(model, info, size, log)
-    _chosen[info.sha256] = runtime.precision
-    return runtime
+    if precision != "auto":
+        return OpenVinoRuntime(model, info, size, precision)
+    if info.sha256 not in _chosen:
+        runtime = _open_the_faster(model, info, size, log)
+        _chosen[info.sha256] = runtime.precision
+        return runtime
+    return OpenVinoRuntime(model, info, size, _chosen[info.sha256])
 
 
 def _open_the_faster(
     model: bytes, info: ModelInfo, size: tuple[int, int], log: logging.Logger
 ) -> OpenVinoRuntime:
     full = OpenVinoRuntime(model, info, size, "fp32")
-    if reason := bf16_forbidden(info, capabilities()):
-        log.info(f"{info.name}: fp32, for {reason}")
+    if reason := bf16_missing() or cost(recorded(info), info.task, "bf16"):
+        log.info(f"{info.name}: fp32, because {reason}")
         return full
     half = OpenVinoRuntime(model, info, size, "bf16")
     costs_ms = dict(zip((full, half), fastest_ms((full, half)), strict=True))
     faster, slower = sorted(costs_ms, key=lambda runtime: costs_ms[runtime])
     log.info(
-        f"{info.name}: {faster.precision} takes {costs_ms[faster]:.1f} ms, "
-        f"{slower.precision} {costs_ms[slower]:.1f} ms: {faster.precision} it is"
+        f"{info.name}: {faster.precision}, because it takes {costs_ms[faster]:.1f} ms and "
+        f"{slower.precision} {costs_ms[slower]:.1f} ms"
     )
     slower.close()
     return faster

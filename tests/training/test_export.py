@@ -19,7 +19,6 @@ from rosbags.typesys import Stores, get_typestore
 from ctxseg_ros import store
 from ctxseg_ros.model_file import read_model_info
 from ctxseg_ros.runtimes import devices, open_runtime
-from ctxseg_ros.runtimes.open_vino import capabilities
 from training import export as command
 from training.data.camvid import CLASSES
 from training.data.frames import open_frames
@@ -34,6 +33,7 @@ from training.export import (
 )
 from training.graphs import SegmenterGraph
 from training.networks.encoder import Encoder
+from training.precision import why_no_bf16
 from training.systems.dino import DinoSystem
 from training.systems.distilled import DistilledSystem
 from training.systems.segmenter import SegmenterSystem
@@ -109,10 +109,12 @@ def test_file_describes_itself(exported):
     assert [c.name for c in info.classes][:3] == ["sky", "building", "pole"]
     assert info.stride == 16 and info.size == (96, 128) and info.fixed_size is None
     assert info.source["parity"]["network_label_agreement"] >= 0.999
-    if "BF16" in capabilities():
-        assert 0.9 < info.source["precision"]["bf16_label_agreement"] <= 1
-    else:
+    if why_no_bf16():
         assert "precision" not in info.source
+    else:
+        entries = info.source["precision"]
+        assert 0.9 < entries["bf16_label_agreement"] <= entries["bf16_sure_agreement"] <= 1
+        assert "bf16_score" not in entries  # no labels were given
     assert info.source["recipe"]["subpatch"] == 4
     model = onnx.load(exported)
     assert model.opset_import[0].version >= 17
@@ -126,7 +128,7 @@ def test_labels_and_confidence_are_those_of_the_network(
     exported, system, street_frames, size, device
 ):
     assert devices()[device] is None
-    runtime = open_runtime(read_model_info(exported), size, device)
+    runtime = open_runtime(read_model_info(exported), size, device, precision="fp32")
     same = total = 0
     for frame in street_frames:
         frame = cv2.resize(frame, size[::-1])
@@ -165,7 +167,7 @@ def convolutional(request, frames_dir, tmp_path_factory):
 @pytest.mark.parametrize("device", ["cpu", "openvino"])
 def test_convolutional_files_do_what_the_network_does(convolutional, street_frames, size, device):
     system, path = convolutional
-    runtime = open_runtime(read_model_info(path), size, device)
+    runtime = open_runtime(read_model_info(path), size, device, precision="fp32")
     same = total = 0
     for frame in street_frames:
         frame = cv2.resize(frame, size[::-1])
@@ -233,8 +235,8 @@ def test_attention_of_a_checkpoint(attentive, frames_dir, street_frames, tmp_pat
     assert (info.task, info.classes, info.size) == ("attention", (), (96, 128))
     assert info.source["parity"]["network_attention_agreement"] >= 0.999
     assert info.source["parity"]["network_attention_deviation"] < 0.02  # of half precision
-    if "BF16" in capabilities():
-        assert 0.5 < info.source["precision"]["bf16_attention_agreement"] <= 1
+    if not why_no_bf16():
+        assert 0.5 < info.source["precision"]["bf16_map_correlation"] <= 1
     assert str(checkpoint.parent) not in str(info.source)
     runtime = open_runtime(info, (64, 144), "cpu")
     frame = cv2.resize(street_frames[0], (144, 64))
@@ -337,7 +339,9 @@ def test_every_shipped_model_folds_too(tmp_path):
 def test_runtimes_agree_on_shipped_models_and_real_frames(street_frames):
     for name in store.model_names():
         info = store.load(name)
-        runtimes = [open_runtime(info, None, device) for device in ("cpu", "openvino")]
+        runtimes = [
+            open_runtime(info, None, device, precision="fp32") for device in ("cpu", "openvino")
+        ]
         for frame in street_frames[:3]:
             frame = cv2.resize(frame, info.size[::-1])
             one, two = (runtime.run(frame) for runtime in runtimes)

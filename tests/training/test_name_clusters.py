@@ -100,7 +100,7 @@ def said(street_frames) -> Callable[[Path, str], list]:
     """said(path, device) -> predictions of the street frames at SIZE."""
 
     def predict(path: Path, device: str = "cpu") -> list:
-        runtime = open_runtime(read_model_info(path), SIZE, device)
+        runtime = open_runtime(read_model_info(path), SIZE, device, precision="fp32")
         found = [runtime.run(cv2.resize(frame, SIZE[::-1])) for frame in street_frames]
         runtime.close()
         return found
@@ -188,7 +188,7 @@ def test_a_trained_model_is_named_by_its_logits(street_frames, tmp_path, device)
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
     named = write_named(info, table, tmp_path / "named.onnx")
-    runtime = open_runtime(named, info.size, device)
+    runtime = open_runtime(named, info.size, device, precision="fp32")
     for frame in street_frames[:2]:
         frame = cv2.resize(frame, info.size[::-1], interpolation=cv2.INTER_AREA)
         check_named(runtime.run(frame), session.run(None, {"image": frame[None]})[0][0], table)
