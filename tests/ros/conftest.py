@@ -35,9 +35,9 @@ from std_msgs.msg import Header
 from ctxseg_ros import engine
 from ctxseg_ros.model_file import ModelInfo
 from ctxseg_ros.prediction import Prediction
-from ctxseg_ros.ros import transport as transport_profiles
 from ctxseg_ros.ros import worker
 from ctxseg_ros.ros.segmenter import SegmentNode
+from ctxseg_ros.ros.transport import PROFILE_VARIABLES, choose
 from ctxseg_ros.runtimes import DEVICES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,11 +91,7 @@ class NodeProcess:
             command += ["-p", f"{key}:={text}"]
         environment = os.environ | {"ROS_DOMAIN_ID": str(domain)}
         if not transport:
-            environment = {
-                k: v
-                for k, v in environment.items()
-                if k not in transport_profiles.PROFILE_VARIABLES
-            }
+            environment = {k: v for k, v in environment.items() if k not in PROFILE_VARIABLES}
         self._log = log
         with log.open("w") as output:
             self.process = subprocess.Popen(
