@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo as `make demo` runs it, on short clips."""
 
+import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +28,7 @@ from rich.console import Console
 
 from ctxseg_ros import store
 from ctxseg_ros.command import CommandFailed
+from ctxseg_ros.model_file import ClassInfo
 from ctxseg_ros.output_files import OutputError
 from ctxseg_ros.ros.demo import pictures, report
 from ctxseg_ros.ros.demo.clip import bikes
@@ -156,6 +162,54 @@ def test_frames_that_were_lost_are_counted_and_named(model: Path, tmp_path: Path
     for text in (output, result["source_trouble"]):
         assert "half.avi" in text and "frame 4 of 12" in text
     assert frame_count(out / "overlay.mp4") == 11
+
+
+LEVELS = (30, 100, 160, 230)  # of grey, each of another of the four classes
+COLOURS = ((0, 0, 0), (250, 0, 0), (0, 250, 0), (0, 0, 250))  # RGB
+
+
+class Stream(BaseHTTPRequestHandler):
+    """A network camera: the four levels in turn, without end."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            for level in itertools.cycle(LEVELS):
+                jpeg = cv2.imencode(".jpg", np.full((96, 160, 3), level, np.uint8))[1].tobytes()
+                head = b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n"
+                self.wfile.write(head % len(jpeg) + jpeg + b"\r\n")
+                time.sleep(0.1)  # the camera's rate
+
+
+def test_a_live_stream_is_shown_with_the_labels_of_each_frame(
+    model_factory: Callable[..., Path], tmp_path: Path
+) -> None:
+    classes = [ClassInfo(i, f"class {i}", colour) for i, colour in enumerate(COLOURS)]
+    model = model_factory(size=(96, 160), classes=classes)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Stream)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://user:secret@127.0.0.1:{server.server_port}/"
+    arguments = ("--source", url, "--model", model, "--device", "cpu", "--seconds", "3")
+    code, output = run(*arguments, "--out", tmp_path)
+    server.shutdown()
+    server.server_close()
+    assert code == 0, output
+    result = (tmp_path / "latency.json").read_text()
+    assert "secret" not in output + result
+    assert frame_count(tmp_path / "overlay.mp4") <= json.loads(result)["frames_sent"]
+    sheet = cv2.cvtColor(cv2.imread(str(tmp_path / "frames.png")), cv2.COLOR_BGR2RGB).astype(int)
+    rows = sheet.shape[0] // 288
+    assert rows >= 1
+    for row in range(rows):
+        frame, painted = sheet[row * 288 + 100, 200], sheet[row * 288 + 100, 700]
+        number = int(np.argmin(np.abs(np.array(LEVELS) - frame.mean())))
+        assert np.abs(painted - (frame + COLOURS[number]) / 2).max() < 4
 
 
 def test_the_time_can_be_limited(clip: Path, model: Path, tmp_path: Path) -> None:

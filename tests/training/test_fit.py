@@ -2,8 +2,11 @@
 """`python -m training fit`, as real processes."""
 
 import csv
+import errno
+import os
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -113,6 +116,23 @@ def test_nan_stops_with_step_and_batch(config):
     assert "of epoch 0, batch" in output
     assert any(f"00{i}" in output.split("batch", 1)[1] for i in range(8))
     assert "Traceback" not in output
+
+
+def test_ctrl_c_and_a_full_disk_are_one_line(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)  # as Lightning does
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for work, code, said in ((interrupted, 130, "interrupted"), (full, 2, "No space left")):
+        monkeypatch.setattr("training.__main__.CLI", work)
+        assert main([]) == code
+        error = capsys.readouterr().err
+        assert error.startswith("training: ") and said in error and error.count("\n") == 1
 
 
 def test_classes_of_another_set_are_refused(config):
