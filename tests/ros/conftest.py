@@ -42,7 +42,7 @@ from ctxseg_ros.runtimes import DEVICES
 
 ROOT = Path(__file__).resolve().parents[2]
 # Fast DDS reads them once, at the first participant. A user's own profile is not tested.
-os.environ.update(transport_profiles.choose({}).variables)
+os.environ.update(choose({}).variables)
 
 TIMEOUT_S = 60.0
 _candidates = itertools.cycle([(os.getpid() + i) % 100 + 1 for i in range(100)])
