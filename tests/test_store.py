@@ -3,6 +3,8 @@
 
 import hashlib
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -92,18 +94,44 @@ def test_what_is_no_model_is_refused_with_the_cause(
     assert cause in str(caught.value) and hint in str(caught.value)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_model_that_may_not_be_read_is_refused_with_the_cause(model_factory, tmp_path):
-    path = model_factory(path=tmp_path / "mine.onnx")
-    path.chmod(0)
+@pytest.fixture
+def unprivileged():
+    """Root may read everything, so it acts as somebody else."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def closed_file(model_factory):
+    """A model file that nobody but root may read, in a folder that everybody may."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = model_factory(path=Path(folder, "mine.onnx"))
+        path.chmod(0)
+        Path(folder).chmod(0o755)
+        yield path
+
+
+@pytest.fixture
+def closed_folder(model_factory):
+    with tempfile.TemporaryDirectory() as folder:
+        path = model_factory(path=Path(folder, "mine.onnx"))
+        Path(folder).chmod(0)
+        yield path
+        Path(folder).chmod(0o700)
+
+
+@pytest.mark.parametrize("place", ["closed_file", "closed_folder"])
+def test_a_model_that_may_not_be_read_is_refused_with_the_cause(place, request):
+    path = request.getfixturevalue(place)
+    request.getfixturevalue("unprivileged")
     with pytest.raises(ModelFileError, match=r"Permission denied.*the right to read it"):
         store.load(path)
-    tmp_path.chmod(0)
-    try:
-        with pytest.raises(ModelFileError, match=r"Permission denied.*the right to read it"):
-            store.load(path)
-    finally:
-        tmp_path.chmod(0o700)
 
 
 def test_a_name_that_is_not_utf_8_is_opened_and_shown(model_factory, tmp_path):
