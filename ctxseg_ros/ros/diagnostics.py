@@ -238,14 +238,15 @@ class NodeHealth:
 class CameraHealth:
     """What an active camera's sentence is made from; `recent` counts the last seconds.
 
-    `unheard`: there are publishers and no frame of them has ever arrived; `same_host`: one of them
-    is on this machine.
+    `publishers_s`: since when they are there. `unheard`: no frame of them has ever arrived;
+    `same_host`: one of them is on this machine.
     """
 
     topic: str
     blocked: str | None = None
     unmatched: Sequence[str] = ()
     publishers: int = 0
+    publishers_s: float = 0.0
     unheard: bool = False
     same_host: bool = False
     silence_s: float = 0.0
@@ -309,6 +310,8 @@ class CameraHealth:
             return Finding(STALE, sentence)
         plural = "publisher is" if self.publishers == 1 else "publishers are"
         there = f"{self.publishers} {plural} there"
+        if self.publishers_s <= SILENCE_S:
+            return Finding(STALE, f"no frame on {self.topic} yet: {there}", "new", logged=True)
         if not self.unheard:
             sentence = (
                 f"no frame on {self.topic} for {self.silence_s:.0f} s though {there}: check the "

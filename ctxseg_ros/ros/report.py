@@ -151,6 +151,7 @@ def _camera_health(stream: CameraStream, settings: Settings) -> CameraHealth:
         blocked=stream.blocked,
         unmatched=stream.unmatched,
         publishers=stream.publishers,
+        publishers_s=stream.publishers_s,
         unheard=stream.unheard,
         same_host=stream.same_host,
         silence_s=stream.silence_s,

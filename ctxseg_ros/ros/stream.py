@@ -103,7 +103,7 @@ class CameraStream:
         self._infos: Subscription | None = None
         self._publishers_seen: set[bytes] = set()
         self._last_sequence: int | None = None
-        self._last_frame = time.monotonic()
+        self._last_frame = self._publishers_since = time.monotonic()
         self._read_delays: list[float] = []
         self._heard = False  # a frame of the publishers that there are now
         self._first = True  # no frame yet since `open`
@@ -119,6 +119,11 @@ class CameraStream:
     def publishers(self) -> int:
         """How many publishers the topic has."""
         return len(self._publishers_seen)
+
+    @property
+    def publishers_s(self) -> float:
+        """Seconds since publishers came or went."""
+        return time.monotonic() - self._publishers_since
 
     @property
     def unheard(self) -> bool:
@@ -171,6 +176,7 @@ class CameraStream:
             if self._publishers_seen and not seen & self._publishers_seen:
                 self._heard = False
             self._publishers_seen = seen
+            self._publishers_since = time.monotonic()
             self._last_sequence = None
             self.same_host = self._is_on_this_host(seen)
         if publishers:

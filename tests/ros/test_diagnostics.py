@@ -36,8 +36,17 @@ BUSY = {"received": 20, "labelled": 20}
         (WARN, "gets nothing", {"unmatched": ["a subscriber gets nothing"]}),
         (STALE, "nobody publishes /cam", {"unmatched": ["x"], "silence_s": 3.0, "recent": {}}),
         (STALE, "nobody publishes /cam: start", {"silence_s": 3.0, "recent": {}}),
-        (STALE, "for 3 s though 1 publisher is there", {"silence_s": 3.0, "publishers": 1}),
-        (STALE, "2 publishers are there: check", {"silence_s": 3.0, "publishers": 2}),
+        (
+            STALE,
+            "for 3 s though 1 publisher is there",
+            {"silence_s": 3.0, "publishers": 1, "publishers_s": 3.0},
+        ),
+        (
+            STALE,
+            "2 publishers are there: check",
+            {"silence_s": 3.0, "publishers": 2, "publishers_s": 3.0},
+        ),
+        (STALE, "no frame on /cam yet: 1", {"silence_s": 3.0, "publishers": 1}),
         (ERROR, "2 frames of /cam failed: step", {"recent": {**BUSY, "inference_error": 2}}),
         (WARN, "3 malformed frames: step", {"recent": {**BUSY, "malformed": 3}}),
         (ERROR, "3 malformed frames: step", {"recent": {"received": 3, "malformed": 3}}),
@@ -77,7 +86,7 @@ def test_a_cameras_sentence_names_what_needs_somebody(
 
 def test_silence_has_three_causes() -> None:
     def said(**fields: Any) -> str:
-        health = CameraHealth("/cam", silence_s=9.0, **fields)
+        health = CameraHealth("/cam", silence_s=9.0, publishers_s=9.0, **fields)
         level, message = summary(health.findings())
         assert level == STALE and "/cam" in message
         return message
