@@ -199,7 +199,13 @@ def compressed_frames(draw: Any) -> CompressedImage:
         data += draw(st.binary(max_size=50)) + draw(st.sampled_from([b"", data, data[:at]]))
     elif damage == "noise":
         data = data[: draw(st.sampled_from([0, 2, 8]))] + draw(st.binary(max_size=200))
-    named = st.sampled_from(["jpeg", "png", "rgb8; jpeg compressed bgr8", "16UC1; compressedDepth"])
+    named = st.sampled_from(
+        [
+            *("jpeg", "png", "rgb8; jpeg compressed bgr8", "16UC1; compressedDepth"),
+            *("bayer_rggb8; png compressed ", "bayer_gbrg16; jpeg compressed mono8"),
+            *("8UC3; png compressed ", "mono16; png compressed "),
+        ]
+    )
     return CompressedImage(
         header=Header(frame_id=draw(TEXTS)),
         format=draw(named | NONSENSE),
@@ -566,6 +572,7 @@ WORDS = {
     "device": ["", "CPU", "cpu ", "gpu"],
     "image_transport": ["", "RAW", "theora"],
     "input_reliability": ["", "Auto", "best effort"],
+    "input_encoding": ["", "8UC3", "RGB8", "bayer"],
 }
 """Texts that a parameter of the right type must refuse."""
 
@@ -701,6 +708,8 @@ BAD_STARTS = {
     "cameras": "['front camera']",
     "image_transport": "pigeon",
     "input_reliability": "[1, 2]",
+    "input_encoding": "8UC3",
+    "input_bits": 17,
 }
 
 
