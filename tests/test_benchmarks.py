@@ -28,12 +28,14 @@ from benchmarks import (
     paper_figures,
     pipeline,
     pipeline_report,
+    precision,
     processes,
     soak,
 )
 from benchmarks.figures import Play
 from ctxseg_ros import store
 from ctxseg_ros.prediction import Prediction
+from ctxseg_ros.runtimes.precision import LabelChange
 from training.data.camvid import camvid_pairs, read_camvid
 from training.data.files import DataError
 from training.data.pairs import Pair
@@ -751,3 +753,27 @@ def test_a_checkpoint_of_another_model_is_refused(
         words = [*paper_arguments, "--checkpoint", str(path), "--out", str(tmp_path)]
         assert paper_figures.main(words) == 2
         assert said in capsys.readouterr().err
+
+
+# Precision
+
+
+def test_changes_are_shown_by_band_of_confidence():
+    counts, changed = np.zeros((2, 256), np.int64)
+    counts[[0, 120, 140, 255]] = 10, 20, 30, 40  # confidence 0, 0.47, 0.55 and 1
+    changed[[0, 120]] = 5, 2
+    found = precision.bands(LabelChange(counts, changed))
+    assert [band["share"] for band in found] == [0.1, 0.2, 0.3, 0, 0.4]
+    assert [band["changed"] for band in found] == [0.5, 0.1, 0, None, 0]
+    row = {"model": "m", "footage": "f", "label_agreement": 0.93, "changed_confidence": 0.47}
+    row |= {"bands": found, "reason": None, "scores": {"mIoU": {"fp32": 0.7, "bf16": 0.699}}}
+    heads, rule, cells = precision.table([row]).splitlines()
+    assert heads.count("|") == rule.count("|") == cells.count("|")
+    assert "| m | f | 93.00 | 0.47 | 50.000 | 10.000 | 0.000 | - | 0.000 |" in cells
+    assert cells.endswith("mIoU 70.00 / 69.90 | yes |")
+
+
+def test_facades_are_scored_by_the_classes_that_both_sets_have():
+    colours = np.array([[[128, 0, 0], [0, 0, 128], [128, 64, 0], [0, 0, 0]]], np.uint8)
+    assert precision.camvid_ids(colours).tolist() == [[1, 1, 3, 255]]
+    assert [item.name for item in store.load("segmenter_tiny").classes] == list(precision.CAMVID)

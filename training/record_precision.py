@@ -15,9 +15,11 @@ from pathlib import Path
 import onnx
 
 from ctxseg_ros.command import CommandFailed, run_command
+from ctxseg_ros.encodings import AS_STATED, Reading
 from ctxseg_ros.model_file import ModelInfo, read_model_info, write_metadata
 from ctxseg_ros.output_files import check_writable, write_bytes
 from ctxseg_ros.runtimes.precision import cost, recorded
+from training.data import options
 from training.data.pairs import pair_files
 from training.evaluate import evaluate_objects
 from training.export import fitted_frames
@@ -31,6 +33,7 @@ def measured(
     ignore: int | None = None,
     topic: str | None = None,
     stride: int = 1,
+    reading: Reading = AS_STATED,
 ) -> dict[str, object]:
     """The entries of ``training.precision`` for a model file.
 
@@ -39,7 +42,7 @@ def measured(
         frames: a folder, a video or a bag.
         truth: folder of their label images; for task attention, of the masks of objects.
         ignore: id of the labels that does not count.
-        topic, stride: see ``training.data.frames.open_frames``.
+        topic, stride, reading: see ``training.data.frames.open_frames``.
 
     Raises:
         CommandFailed: the processor has no bf16.
@@ -48,7 +51,7 @@ def measured(
     if reason := why_no_bf16():
         raise CommandFailed(f"bf16 cannot be measured here: {reason}")
     size = info.fixed_size or info.size
-    entries = bf16_change(info, fitted_frames(frames, size, topic, stride))
+    entries = bf16_change(info, fitted_frames(frames, size, topic, stride, reading))
     if truth is None:
         return entries
     pairs = pair_files(frames, truth)
@@ -87,7 +90,7 @@ def main() -> int:
     )
     parser.add_argument("model", type=Path, help="the .onnx file; its record is replaced")
     parser.add_argument("--frames", type=Path, required=True, help="folder, video or bag")
-    parser.add_argument("--topic", help="of the images in bags")
+    options.add_reading(parser)
     parser.add_argument("--stride", type=int, default=1, help="take every n-th frame")
     parser.add_argument(
         "--truth", type=Path, help="label images of the frames, or masks for attention"
@@ -98,7 +101,15 @@ def main() -> int:
     def work() -> None:
         info = read_model_info(args.model)
         check_writable(args.model)
-        entries = measured(info, args.frames, args.truth, args.ignore, args.topic, args.stride)
+        entries = measured(
+            info,
+            args.frames,
+            args.truth,
+            args.ignore,
+            args.topic,
+            args.stride,
+            options.reading(args),
+        )
         print(summary(entries))
         info = record(info, entries)
         if reason := cost(recorded(info), info.task, "bf16"):
