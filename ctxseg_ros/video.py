@@ -5,8 +5,9 @@ import array
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
@@ -70,7 +71,12 @@ class Video:
         rate, count = video.get(cv2.CAP_PROP_FPS), video.get(cv2.CAP_PROP_FRAME_COUNT)
         video.release()
         self.count = int(count) if math.isfinite(count) and 0 < count < 2**53 else None
-        self._allowed = self._surplus()
+        self._may_be_trimmed, self._allowed = False, self.count or 0
+        if isinstance(place, Path):
+            with self._opened(place) as file:
+                self._may_be_trimmed = file.read(8)[4:] in _MP4_STARTS
+                file.seek(0)
+                self._allowed = self._surplus(file)
         self.rate_hz = rate if math.isfinite(rate) and 0 < rate <= _PLAUSIBLE_HZ else 0.0
         times = []
         for _, _, milliseconds in self._decoded(lambda loss: None, 1):
@@ -149,24 +155,18 @@ class Video:
         no loss.
         """
         assert self.count is not None
-        read, period = len(times) + len(unreadable), 1000 / (self.rate_hz or DEFAULT_RATE_HZ)
-        packets = sorted(self._packet_times())
-        if len(set(packets)) < len(packets):
+        if len(set(times)) < len(times):
             return []  # without time stamps the count is a guess, and packets are not frames
-        losses = []
-        decoded = {round(time, 2) for time in times}
-        # Not those before the first frame: where a file was trimmed, they are not to be shown.
-        first = min(times) - period / 2
-        at_start = sum(i == number for i, number in enumerate(unreadable, 1))
-        undecoded = min(at_start + sum(time > first for time in packets), self.count) - read
+        read, packets, losses = len(times) + len(unreadable), sorted(self._packet_times()), []
+        undecoded = min(self._to_be_shown(packets, times, unreadable), self.count) - read
         if undecoded > 0:
+            decoded = {round(time, 2) for time in times}
             numbers = [
                 number
                 for number, time in enumerate(packets, 1)
-                if time > first and round(time, 2) not in decoded and number not in unreadable
+                if round(time, 2) not in decoded and number not in unreadable
             ]
-            exact = len(numbers) == undecoded
-            losses.append(self._unreadable(numbers) if exact else self._somewhere(undecoded))
+            losses.append(self._unreadable(numbers, undecoded))
         held = max(len(packets), read + max(undecoded, 0))
         if self.count - held > self._allowed:
             line = (
@@ -176,29 +176,42 @@ class Video:
             losses.append(Loss(line, missing=self.count - held))
         return losses
 
-    def _surplus(self) -> int:
+    def _surplus(self, file: BinaryIO) -> int:
         """By how many frames the stated count may be too high without a frame missing."""
-        if isinstance(self._place, Path):
-            with self._place.open("rb") as file:
-                start = file.read(_HEADER)
-                size = file.seek(0, os.SEEK_END)
-            if start.startswith(b"RIFF") or start[4:8] in _MP4_STARTS:
-                return 2  # it states a number of frames
-            if (_matroska_size(start) or 0) > size:
-                return 0  # the file is cut short
+        start, size = file.read(_HEADER), file.seek(0, os.SEEK_END)
+        if start.startswith(b"RIFF"):
+            return 2
+        if max(_matroska_size(start), _mp4_size(file)) > size:
+            return 0  # the file is cut short
+        if self._may_be_trimmed:
+            return self.count or 0
         # The container states a time, that of the longest track, audio included, and OpenCV makes a
         # number of frames of it.
         return max(3, math.ceil((self.count or 0) / 20))
 
-    def _unreadable(self, numbers: Sequence[int]) -> Loss:
-        what = "frame" if len(numbers) == 1 else "frames"
-        of = f" of {self.count}" if self.count else ""
-        line = f"{self.name}: {what} {_ranges(numbers)}{of} cannot be decoded"
-        return Loss(line, unreadable=len(numbers))
+    def _to_be_shown(
+        self, packets: Sequence[float], times: Sequence[float], unreadable: Sequence[int]
+    ) -> int:
+        """How many of the packets are frames that should have been read.
 
-    def _somewhere(self, count: int) -> Loss:
-        line = f"{self.name}: {count} of {self.count} frames cannot be decoded"
-        return Loss(line, unreadable=count)
+        In an MP4 that was trimmed without encoding it anew, those before the first frame are not.
+        """
+        if not self._may_be_trimmed:
+            return len(packets)
+        if len(set(packets)) < len(packets):
+            return 0  # an older OpenCV gives packets no time stamps
+        at_start = sum(i == number for i, number in enumerate(unreadable, 1))
+        first = min(times) - 500 / (self.rate_hz or DEFAULT_RATE_HZ)
+        return at_start + sum(time > first for time in packets)
+
+    def _unreadable(self, numbers: Sequence[int], count: int | None = None) -> Loss:
+        """Frames that cannot be decoded; how many, where not all their numbers are known."""
+        count = len(numbers) if count is None else count
+        which = f" {_ranges(numbers)}" if len(numbers) == count else ""
+        what = "frame" if count == 1 else "frames"
+        of = f" of {self.count}" if self.count else ""
+        line = f"{what}{which}" if which else f"{count} more {what}"
+        return Loss(f"{self.name}: {line}{of} cannot be decoded", unreadable=count)
 
     def _packet_times(self) -> list[float]:
         """Milliseconds of every packet in the file; empty where OpenCV's backend hides them."""
@@ -225,13 +238,18 @@ class Video:
         return video
 
     def _open_file(self, path: Path) -> cv2.VideoCapture:
+        with self._opened(path) as file:
+            if not file.read(1):
+                raise VideoError(f"{self.name}: the file is empty; copy it again")
+            # OpenCV takes paths as UTF-8 and crashes on other names.
+            is_utf8 = shown(path) == str(path)
+            return open_capture(str(path) if is_utf8 else f"/proc/self/fd/{file.fileno()}")
+
+    @contextmanager
+    def _opened(self, path: Path) -> Iterator[BinaryIO]:
         try:
             with path.open("rb") as file:
-                if not file.read(1):
-                    raise VideoError(f"{self.name}: the file is empty; copy it again")
-                # OpenCV takes paths as UTF-8 and crashes on other names.
-                utf8 = shown(path) == str(path)
-                return open_capture(str(path) if utf8 else f"/proc/self/fd/{file.fileno()}")
+                yield file
         except OSError as error:
             raise VideoError(f"{self.name}: cannot be read ({error.strerror})") from error
 
@@ -247,18 +265,34 @@ def open_capture(name: str) -> cv2.VideoCapture:
     return video
 
 
-def _matroska_size(start: bytes) -> int | None:
-    """Bytes that a Matroska or WebM file has by its header; None where that is another, or does not
-    state it."""
+def _mp4_size(file: BinaryIO) -> int:
+    """Bytes that an MP4 or MOV file has by its boxes; 0 where the file is another."""
+    end = 0
+    while True:
+        file.seek(end)
+        head = file.read(16)
+        if len(head) < 8 or not (end or head[4:8] in _MP4_STARTS):
+            return end
+        size = int.from_bytes(head[:4], "big")
+        if size == 1:
+            size = int.from_bytes(head[8:], "big")
+        if size < 8:  # 0: to the end of the file
+            return end
+        end += size
+
+
+def _matroska_size(start: bytes) -> int:
+    """Bytes that a Matroska or WebM file has by its header; 0 where the file is another, or its
+    size is not stated."""
     if not start.startswith(b"\x1a\x45\xdf\xa3"):
-        return None
+        return 0
     header, after_header = _variable_length(start, 4)
     at = after_header + header
     if start[at : at + 4] != b"\x18\x53\x80\x67" or len(start) < at + 5:
-        return None
+        return 0
     size, after_size = _variable_length(start, at + 4)
     is_known = size != (1 << 7 * (after_size - at - 4)) - 1
-    return after_size + size if is_known else None
+    return after_size + size if is_known else 0
 
 
 def _variable_length(data: bytes, at: int) -> tuple[int, int]:

@@ -134,6 +134,50 @@ def test_a_count_that_is_wrong_or_missing_is_not_damage(
     assert read(Video(tmp_path / "a.avi")) == (list(range(COUNT)), [])
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_a_video_that_was_trimmed_without_encoding_it_anew_is_whole(
+    tmp_path: Path, suffix: str
+) -> None:
+    path = write(tmp_path / f"a{suffix}", count=40)
+    data = bytearray(path.read_bytes())
+    times = data.index(b"mdhd") + 16
+    ticks = int.from_bytes(data[times : times + 4], "big")  # a second
+    edit = data.index(b"elst") + 16
+    data[edit : edit + 4] = (ticks // 2).to_bytes(4, "big")  # of 2 s
+    path.write_bytes(data)
+    video = Video(path)
+    frames, losses = read(video)
+    assert len(frames) < 35 and video.count == 40 and not losses
+
+
+def index_first(path: Path) -> None:
+    """Move the index of an MP4 before its frames, as programs do that write for the web."""
+    data = path.read_bytes()
+    boxes, at = {}, 0
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        boxes[data[at + 4 : at + 8]] = data[at : at + size]
+        at += size
+    index = bytearray(boxes.pop(b"moov"))
+    table = index.index(b"stco") + 8
+    for number in range(int.from_bytes(index[table : table + 4], "big")):
+        entry = slice(table + 4 + 4 * number, table + 8 + 4 * number)
+        index[entry] = (int.from_bytes(index[entry], "big") + len(index)).to_bytes(4, "big")
+    start = boxes.pop(b"ftyp")
+    path.write_bytes(start + index + b"".join(boxes.values()))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_an_mp4_for_the_web_that_was_cut_short_says_so(tmp_path: Path, share: float) -> None:
+    path = write(tmp_path / "a.mp4", count=40)
+    index_first(path)
+    assert read(Video(path))[1] == []
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    frames, losses = read(Video(path))
+    assert frames and losses[-1].missing
+    assert len(frames) + sum(loss.unreadable + loss.missing for loss in losses) == 40
+
+
 @pytest.mark.parametrize(
     "name", [b"vid\xe9o.avi", "🚗 %d.avi".encode(), b"a,b;c:d.avi", b"-i.avi", b"frame_003.avi"]
 )
