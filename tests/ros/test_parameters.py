@@ -3,18 +3,21 @@
 
 import math
 import re
+import tempfile
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+import yaml
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from rclpy.context import Context
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from ctxseg_ros.ros import camera
+from ctxseg_ros.ros import camera, startup
 from ctxseg_ros.ros.parameters import (
     Setting,
     Settings,
@@ -238,23 +241,85 @@ def node(graph: Any) -> Iterator[Node]:
     node.destroy_node()
 
 
+ONE_TYPE = [st.booleans(), INTEGERS, st.floats(allow_nan=False), WORDS]
+WRITTEN = st.one_of(st.none(), *ONE_TYPE, *(st.lists(items, max_size=4) for items in ONE_TYPE))
+"""What people write in a params file; of lists that mix types ROS says itself that it has none."""
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(st.dictionaries(st.sampled_from(sorted(TABLE)), WRITTEN, min_size=1))
+@example({"names": [], "sizes": [], "name": [], "share": [], "head": [], "start": [], "kind": []})
+@example({"names": None, "sizes": None, "name": None, "share": None})
+@example({"name": "\U0001f697.avi", "file": "~/\U0001f697.avi", "names": "front"})
+@example({"name": 7, "share": "0.5", "start": "on", "sizes": "352x480"})
+def test_every_params_file_gives_values_or_faults(written: dict[str, Any]) -> None:
+    context = Context()
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        yaml.safe_dump({"/**": {"ros__parameters": written}}, file, allow_unicode=True)
+        file.flush()
+        try:
+            context.init(["--ros-args", "--params-file", file.name])
+        except Exception as error:  # ROS's own parser, such as for control characters
+            assert "params file" in startup.unreadable(error, [])
+            return
+    node = Node("settings", context=context)
+    try:
+        made = Settings(node, TABLE)
+        assert set(made.faults) <= set(written)
+        for name, setting in TABLE.items():
+            shown = node.get_parameter(name).value
+            if name in made.faults:
+                assert name in made.faults[name] and setting.allowed in made.faults[name]
+                assert shown == setting.default
+            assert setting.value(name, shown) == made[name]
+            assert is_documented(setting, made[name])
+            if name not in written or written[name] in (None, []):
+                assert made[name] == setting.check(setting.default)
+    finally:
+        node.destroy_node()
+        context.shutdown()
+
+
+def test_every_value_that_is_set_is_taken_or_refused(node: Node) -> None:
+    made = Settings(node, TABLE)
+
+    @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(st.sampled_from(sorted(TABLE)), GIVEN)
+    def one(name: str, given: Any) -> None:
+        try:
+            parameter = Parameter(name, value=given)
+            parameter.to_parameter_msg()
+        except (TypeError, ValueError, AssertionError, UnicodeError):
+            return  # no ROS parameter can be that
+        before = made[name]
+        result = node.set_parameters([parameter])[0]
+        if result.successful:
+            assert made[name] == TABLE[name].value(name, given)
+            assert TABLE[name].value(name, node.get_parameter(name).value) == made[name]
+        else:
+            assert name in result.reason
+            assert made[name] == before
+
+    one()
+
+
 def test_a_bad_start_value_leaves_the_default_and_a_fault(graph_with: Callable[..., Any]) -> None:
     graph_with(share=7, kind="jpeg", name="other")
     node = Node("settings")
-    settings = Settings(node, TABLE)
-    assert (settings["share"], settings["kind"], settings["name"]) == (0.5, "raw", "other")
-    assert sorted(settings.faults) == ["kind", "share"]
-    assert "a number from 0 to 1" in settings.faults["share"]
-    assert "raw, compressed" in settings.faults["kind"]
+    made = Settings(node, TABLE)
+    assert (made["share"], made["kind"], made["name"]) == (0.5, "raw", "other")
+    assert sorted(made.faults) == ["kind", "share"]
+    assert "a number from 0 to 1" in made.faults["share"]
+    assert "raw, compressed" in made.faults["kind"]
     assert node.get_parameter("share").value == 0.5
     node.set_parameters([Parameter("share", value=0.75)])
-    assert settings["share"] == 0.75 and list(settings.faults) == ["kind"]
+    assert made["share"] == 0.75 and list(made.faults) == ["kind"]
     node.destroy_node()
 
 
 def test_a_refused_value_changes_nothing(node: Node) -> None:
     locked = False
-    settings = Settings(node, TABLE, locked=lambda: locked)
+    made = Settings(node, TABLE, locked=lambda: locked)
 
     def put(name: str, value: Any) -> Any:
         return node.set_parameters([Parameter(name, value=value)])[0]
@@ -264,11 +329,11 @@ def test_a_refused_value_changes_nothing(node: Node) -> None:
     assert put("names", "front,left").successful
     assert node.get_parameter("names").value == ["front", "left"]
     assert put("names", []).successful
-    assert (node.get_parameter("names").value, settings["names"]) == ([""], [])
+    assert (node.get_parameter("names").value, made["names"]) == ([""], [])
     refused = put("share", 2)
     assert not refused.successful and "from 0 to 1" in refused.reason
     assert not put("share", 1.5).successful  # here rclpy's own range check is first
-    assert settings["share"] == 1.0
+    assert made["share"] == 1.0
     assert not put("start", False).successful  # read-only
     assert not node.set_parameters([Parameter("name")])[0].successful  # deletes it
     assert put("kind", "compressed").successful
@@ -276,4 +341,4 @@ def test_a_refused_value_changes_nothing(node: Node) -> None:
     refused = put("kind", "raw")
     assert not refused.successful and "clean up" in refused.reason
     assert put("share", 0.1).successful
-    assert (settings["kind"], settings["share"]) == ("compressed", 0.1)
+    assert (made["kind"], made["share"]) == ("compressed", 0.1)
