@@ -7,11 +7,13 @@ A run continues from a checkpoint with ``--ckpt_path runs/NAME/checkpoints/last.
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
 
 import lightning as L
-from lightning.pytorch.cli import LightningCLI
+import torch
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from ctxseg_ros.command import run_command
 from training.data.pairs import DataError
@@ -24,6 +26,12 @@ class BadArguments(ValueError):
 
 class CLI(LightningCLI):
     """LightningCLI that never unpickles a checkpoint, wherever it comes from."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        super().parse_arguments(parser, args)
+        # Before Lightning looks into the checkpoint for settings.
+        if path := self.config[self.config.subcommand].get("ckpt_path"):
+            _check_checkpoint(path)
 
     def before_instantiate_classes(self) -> None:
         self.config[self.subcommand].weights_only = True
@@ -39,6 +47,18 @@ class CLI(LightningCLI):
             if isinstance(first, OSError):
                 raise BadArguments(f"cannot download the weights: {first}") from error
             raise BadArguments(str(first)) from error
+
+
+def _check_checkpoint(path: str) -> None:
+    """Raise BadArguments if a file is not a checkpoint. URLs, "last" and "best" are not files."""
+    if not os.path.isfile(path):
+        return
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise BadArguments(f"--ckpt_path {path}: damaged, or not a checkpoint") from error
+    if not isinstance(saved, dict) or "state_dict" not in saved:
+        raise BadArguments(f"--ckpt_path {path}: not a checkpoint of `python -m training fit`")
 
 
 def main(args: list[str] | None = None) -> int:
@@ -60,10 +80,6 @@ def _run(args: list[str] | None) -> None:
             trainer_defaults={"use_distributed_sampler": False},
             args=args,
         )
-    except pickle.UnpicklingError as error:
-        raise BadArguments(
-            f"the checkpoint of --ckpt_path is damaged or no checkpoint: {error}"
-        ) from error
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning exits with 1 after Ctrl-C
             raise KeyboardInterrupt from error

@@ -264,9 +264,18 @@ def test_data_that_does_not_fit_the_system_is_refused(command, small_camvid, cap
 
 
 def test_damaged_checkpoints_are_refused(command, tmp_path, capsys):
-    (tmp_path / "no.ckpt").write_text("no checkpoint")
-    assert main([*command("run"), f"--ckpt_path={tmp_path / 'no.ckpt'}"]) == 2
-    assert "--ckpt_path is damaged or none" in capsys.readouterr().err
+    torch.save({"state_dict": {"x": torch.zeros(9999)}}, tmp_path / "cut.ckpt")
+    whole = (tmp_path / "cut.ckpt").read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    (tmp_path / "empty.ckpt").touch()
+    torch.save({"x": torch.zeros(3)}, tmp_path / "other.ckpt")
+    for name in ("cut.ckpt", "text.ckpt", "empty.ckpt", "other.ckpt", "missing.ckpt"):
+        assert main([*command("run"), f"--ckpt_path={tmp_path / name}"]) == 2
+        lines = [
+            line for line in capsys.readouterr().err.splitlines() if line.startswith("training: ")
+        ]
+        assert len(lines) == 1 and name in lines[0] and "weights_only" not in lines[0]
 
 
 def test_pure_bfloat16_trains(small_camvid):
