@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Precision benchmark: what bf16 changes in the shipped models, on several kinds of footage.
 
-python benchmarks/precision.py [--frames 30] [--models wnet ...]
+python benchmarks/precision.py [--frames 10] [--models wnet ...]
 
 Each model runs at its own size in fp32 and in bf16 (OpenVINO; the processor needs bf16) on frames
 that are spread evenly over each footage. Of labels the share that stays is counted by the
@@ -33,10 +33,11 @@ from ctxseg_ros import machine, store
 from ctxseg_ros.model_file import ModelInfo, format_size
 from ctxseg_ros.output_files import write_json, write_text
 from ctxseg_ros.resize import resized
+from ctxseg_ros.runtimes import Runtime
 from ctxseg_ros.runtimes.precision import SURE, LabelChange, cost
 from training.commands import evenly
 from training.data.bsds import pair_truths
-from training.data.frames import FrameList, open_frames
+from training.data.frames import open_frames
 from training.data.pairs import IGNORE, Pair, pair_files
 from training.evaluate import evaluate_objects, evaluate_regions
 from training.precision import DEVICE, label_scores, open_both, total_change, why_no_bf16
@@ -65,7 +66,7 @@ Scores = dict[str, float]
 Scorer = Callable[[ModelInfo, int, str], Scores]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Footage:
     """Frames below DATA, and what scores models of a task on them, where there is ground truth."""
 
@@ -145,20 +146,23 @@ FOOTAGE = (
 )
 
 
-def compare(info: ModelInfo, footage: Footage, frames: FrameList, count: int) -> dict[str, Any]:
-    """One row: what bf16 changes on the footage."""
-    fp32, bf16 = open_both(info)
-    pictures = [resized(frames[i], fp32.size) for i in evenly(len(frames), count)]
-    change = total_change(fp32, bf16, pictures)
+def compare(
+    fp32: Runtime,
+    bf16: Runtime,
+    footage: Footage,
+    frames: Sequence[NDArray[np.uint8]],
+    count: int,
+) -> dict[str, Any]:
+    """One row: what bf16 changes on the footage; `count` frames of it are scored, if any."""
+    info = fp32.info
+    change = total_change(fp32, bf16, [resized(frame, fp32.size) for frame in frames])
     row: dict[str, Any] = {
         "model": info.name,
         "task": info.task,
         "size": format_size(fp32.size),
         "footage": footage.name,
-        "frames": len(pictures),
+        "frames": len(frames),
     }
-    fp32.close()
-    bf16.close()
     if isinstance(change, LabelChange):
         row |= change.measured() | {"bands": bands(change)}
     else:
@@ -172,6 +176,12 @@ def compare(info: ModelInfo, footage: Footage, frames: FrameList, count: int) ->
         measured |= {"fp32_score": full[name], "score": lower[name]}
     row["reason"] = cost(measured, info.task, "bf16")
     return row
+
+
+def load_frames(footage: Footage, count: int) -> list[NDArray[np.uint8]]:
+    """At most `count` frames of a footage, evenly spread."""
+    frames = open_frames(DATA / footage.frames)
+    return [frames[i] for i in evenly(len(frames), count)]
 
 
 def bands(change: LabelChange) -> list[dict[str, float | None]]:
@@ -231,24 +241,25 @@ def score_cell(row: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write; gives the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--frames", type=int, default=30, help="of each footage (%(default)s)")
+    parser.add_argument("--frames", type=int, default=10, help="of each footage (%(default)s)")
     parser.add_argument("--models", nargs="+", default=store.model_names())
     parser.add_argument("--json", type=Path, default=RESULTS / "precision.json")
     options = parser.parse_args(arguments)
     if reason := why_no_bf16():
         print(f"bf16 cannot be measured here: {reason}", file=sys.stderr)
         return 1
-    infos = [store.load(model) for model in options.models]
-    console, rows = Console(), []
-    for footage in FOOTAGE:
-        frames = open_frames(DATA / footage.frames)
-        for info in infos:
-            rows.append(compare(info, footage, frames, options.frames))
+    start, console, rows = machine.commit(), Console(), []
+    frames = {footage: load_frames(footage, options.frames) for footage in FOOTAGE}
+    for model in options.models:
+        fp32, bf16 = open_both(store.load(model))
+        for footage in FOOTAGE:
+            rows.append(compare(fp32, bf16, footage, frames[footage], options.frames))
             console.print(rows[-1], soft_wrap=True)
-    rows.sort(key=lambda row: options.models.index(row["model"]))  # stable: footage in its order
+        fp32.close()
+        bf16.close()
     write_json(
         options.json,
-        {"machine": machine.describe(), "commit": machine.commit(), "results": rows},
+        {"machine": machine.describe(), "commit": start, "results": rows},
     )
     write_text(options.json.with_suffix(".md"), table(rows))
     return 0

@@ -42,7 +42,8 @@ def measured(
         frames: a folder, a video or a bag.
         truth: folder of their label images; for task attention, of the masks of objects.
         ignore: id of the labels that does not count.
-        topic, stride, reading: see ``training.data.frames.open_frames``.
+        topic, stride, reading: see ``training.data.frames.open_frames``; the stride holds for the
+            frames with ground truth too.
 
     Raises:
         CommandFailed: the processor has no bf16.
@@ -54,7 +55,7 @@ def measured(
     entries = bf16_change(info, fitted_frames(frames, size, topic, stride, reading))
     if truth is None:
         return entries
-    pairs = pair_files(frames, truth)
+    pairs = pair_files(frames, truth)[::stride]
     scores = {}
     for precision in ("fp32", "bf16"):
         if info.task == "attention":
