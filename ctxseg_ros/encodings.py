@@ -130,7 +130,7 @@ _JPEG_SCALES = (
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB\x60\x82"
 _PNG_HEADER_ENDS = 33
 _PNG_GREY = frozenset((0, 4))  # colour types: grey, and grey with alpha
-_CODECS = frozenset(("jpeg", "jpg", "png", "tiff", "tif", "webp", "bmp", ""))
+_CODEC = re.compile("jpe?g|png", re.IGNORECASE)
 
 _JPEG_MOST_STEPS = 1000
 
@@ -404,7 +404,7 @@ def _stated_encoding(text: str) -> tuple[str, str]:
     """
     encoding, separator, rest = (part.strip() for part in text.partition(";"))
     known = encoding.lower() in _LAYOUTS or _TYPE.fullmatch(encoding) or "bayer" in encoding.lower()
-    if not known and (not separator or encoding.lower() in _CODECS):
+    if not known and (not separator or _CODEC.search(encoding)):
         return "", ""
     return encoding, rest.lower().partition("compressed")[2].strip()
 
@@ -418,6 +418,8 @@ def _pixels_inside(text: str, encoding: str, target: str, inside: _Inside, readi
         name = reading.encoding if reading.encoding.startswith("bayer") else "mono"
     elif encoding.lower() in _LAYOUTS:
         name = encoding.lower()
+    elif target.startswith("mono") and not is_type and "bayer" not in encoding.lower():
+        name = "mono"
     else:
         name = _told(encoding, reading)
     name = name.rstrip("0123456789")

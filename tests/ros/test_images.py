@@ -889,7 +889,13 @@ def test_what_image_transport_sends_is_read_as_the_raw_frame_or_refused(
     assert np.abs(read_rgb(sent) - expected).mean() < (4 if codec == "jpeg" else 1.01)
 
 
-@pytest.mark.parametrize("text", ["jpeg", "jpg", "JPEG", ".jpg", "image/jpeg", "mjpeg", ""])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("jpeg", "jpg", "JPEG", ".jpg", "image/jpeg", "mjpeg", "", "jpeg; q=90"),
+        *("image/jpeg; q=90", "; jpeg compressed ", "yuv420p; jpeg compressed mono8"),
+    ],
+)
 def test_formats_that_state_the_codec_alone(text: str) -> None:
     """As usb_cam, v4l2_camera, OAK and web bridges state it."""
     rgb = smooth(40, 60)
