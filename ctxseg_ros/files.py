@@ -18,11 +18,11 @@ VIDEO_SUFFIXES = frozenset(
 )
 #: Storage files of a ROS 2 bag.
 BAG_SUFFIXES = frozenset({".mcap", ".db3"})
+#: Photos of phones that OpenCV does not read everywhere: they are not read.
+PHOTO_SUFFIXES = frozenset({".heic", ".heif", ".avif"})
 
 _PASSWORD = re.compile("(?<=://)([^/@:]*:)[^/@]*(?=@)")
 _NUMBER = re.compile("([0-9]+)")
-# Photos that phones write and OpenCV does not read everywhere.
-_PHOTOS = frozenset({".heic", ".heif", ".avif"})
 
 _Key = tuple[tuple[tuple[str | int, ...], str], ...]
 
@@ -103,7 +103,7 @@ def walk(
 
 
 def _kind(suffix: str) -> str:
-    if suffix in _PHOTOS:
+    if suffix in PHOTO_SUFFIXES:
         return f"{suffix} (not read by OpenCV everywhere: save as .jpg)"
     return shown(suffix) or "without a suffix"
 

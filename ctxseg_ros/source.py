@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxseg_ros.files import BAG_SUFFIXES, IMAGE_SUFFIXES, natural_key, shown, walk
+from ctxseg_ros.files import BAG_SUFFIXES, IMAGE_SUFFIXES, PHOTO_SUFFIXES, natural_key, shown, walk
 from ctxseg_ros.image_file import ALL_BITS, BadImageFile, read_bgr, too_dark
 from ctxseg_ros.video import Loss, Video, VideoError, open_capture
 
@@ -207,6 +207,11 @@ class FrameSource:
             raise SourceError(
                 f"source {name} is a bag: play it with `ros2 bag play`, and let segment_node's "
                 "`image` be its topic"
+            )
+        elif path.suffix.lower() in PHOTO_SUFFIXES:
+            raise SourceError(
+                f"source {name} is a photo of a kind that OpenCV does not read everywhere: save it "
+                "as .jpg"
             )
         elif path.suffix.lower() in IMAGE_SUFFIXES:
             self._open_images([path])

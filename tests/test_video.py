@@ -64,6 +64,17 @@ def test_a_whole_video_has_no_losses(tmp_path: Path, suffix: str, rate: float) -
         assert len(frames) == COUNT and frames == sorted(frames) and not losses
 
 
+def test_a_rate_that_is_a_time_base_is_taken_from_the_time_stamps(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mkv", rate=25.0)
+    data = bytearray(path.read_bytes())
+    duration = data.index(b"\x23\xe3\x83") + 4  # of a frame, in nanoseconds
+    length = data[duration - 1] & 0x7F
+    data[duration : duration + length] = (10**6).to_bytes(length, "big")
+    path.write_bytes(data)
+    assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS) == pytest.approx(1000)
+    assert Video(path).rate_hz == pytest.approx(25, rel=0.01)
+
+
 def test_numbers_and_stride(avi: Path) -> None:
     numbers = [number for number, _ in Video(avi).frames(lambda loss: None, stride=5)]
     assert numbers == [0, 5, 10]

@@ -101,6 +101,39 @@ def test_a_damaged_image_on_the_way_is_left_out_counted_and_named(
     assert "1.png" in graph.status("frames").message and "1.png" in process.output
 
 
+def test_a_video_that_was_cut_short_is_played_and_told(
+    graph: Any, tmp_path: Path, wait: Any
+) -> None:
+    path = tmp_path / "a.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 50, (96, 64))
+    for _ in range(20):
+        writer.write(np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8))
+    writer.release()
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    process = graph.start("camera_node", source=path, loop=False, wait_for_subscriber=True)
+    images = graph.collect(Image, "image")
+    assert process.process.wait(60) == 0
+    wait(lambda: int(graph.values("frames").get("frames_missing", 0)) > 0)
+    values = graph.values("frames")
+    counts = [int(values[f"frames_{name}"]) for name in ("sent", "unreadable", "missing")]
+    assert sum(counts) == 20 and len(images) == counts[0]
+    assert graph.status("frames").level == DiagnosticStatus.WARN
+    assert str(path) in graph.status("frames").message
+
+
+def test_bits_of_a_sensor_and_a_home_folder(
+    graph: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait: Any
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / "🚗"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "1.png"), np.full((6, 10), 4095, np.uint16))
+    images = graph.collect(Image, "image")
+    process = graph.start("camera_node", source="~/🚗", source_bits=12)
+    wait(lambda: images and images[-1].data[0] == 255)
+    assert process.end(signal.SIGTERM) == 0
+
+
 def test_no_1080p_frame_is_lost_with_the_profile(
     graph: Any, large_video: Path, model_factory: Callable[..., Path], wait: Any
 ) -> None:

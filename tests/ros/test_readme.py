@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 from ctxseg_ros.ros.images import ENCODINGS
@@ -81,3 +83,12 @@ def test_diagnostics_of_named_cameras(scene: Callable[..., Any], wait: Any) -> N
     wait(lambda: made.graph.values("front") and made.graph.values("left"))
     assert set(made.graph.values("front")) == set(COUNTS) | set(CAMERA_VALUES) | points
     assert set(made.graph.values()) == set(NODE_VALUES) | set(COUNTS) | points
+
+
+def test_diagnostics_of_camera_node(
+    tables: dict[str, dict[str, list[str]]], graph: Any, tmp_path: Path, wait: Any
+) -> None:
+    cv2.imwrite(str(tmp_path / "1.png"), np.zeros((6, 10, 3), np.uint8))
+    graph.start("camera_node", source=tmp_path)
+    wait(lambda: graph.values("frames"))
+    assert list(graph.values("frames")) == list(tables["value of the camera"])
