@@ -57,7 +57,7 @@ class NodeProcess:
             # JSON is YAML, as ROS wants it, but for \u escapes beyond U+FFFF.
             text = json.dumps(value, ensure_ascii=False)
             command += ["-p", f"{key}:={text}"]
-        write_bytes(self._log, b"")
+        write_bytes(self._log, b"")  # raises OutputError
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
