@@ -24,6 +24,7 @@ FOLDER_RATE_HZ = 10.0
 
 # A live stream's read may fail on one damaged packet; so many in a row mean that it is gone.
 _MOST_FAILURES = 10
+_GONE_S = 5.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 5.0  # between attempts to reconnect
 
 _PATTERN = re.compile(r"%(0?)([0-9]*)d")
@@ -306,8 +307,12 @@ class FrameSource:
     def _until_it_drops(self) -> Iterator[NDArray[np.uint8]]:
         capture = self._capture()
         failed = good = 0
+        asked_at = time.monotonic()
         try:
-            while failed < _MOST_FAILURES and not self._closed.is_set():
+            # A read that waited for its time-out is not one damaged packet.
+            while failed < _MOST_FAILURES and time.monotonic() < asked_at + _GONE_S:
+                if self._closed.is_set():
+                    return
                 is_good, frame = capture.read()
                 if not is_good:
                     failed += 1
@@ -316,6 +321,7 @@ class FrameSource:
                 failed = 0
                 good += 1
                 yield frame  # type: ignore[misc]
+                asked_at = time.monotonic()
         finally:
             capture.release()
 

@@ -4,6 +4,7 @@
 import array
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,8 +28,10 @@ _TIMED_FRAMES = 30
 # microsecond, and a damaged stretch may be long.
 _LEAST_FAILURES, _MOST_FAILURES = 100, 10_000
 
-# Of a URL. Without them OpenCV waits half a minute.
+# Of a URL. Without them OpenCV waits half a minute, and at each read again.
 _TIMEOUTS = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, 10_000, cv2.CAP_PROP_READ_TIMEOUT_MSEC, 10_000]
+
+_GONE_S = 5.0
 
 _LISTED = 10  # ranges of frames that a sentence lists
 
@@ -65,13 +68,16 @@ class Video:
     def __init__(self, place: Path | str) -> None:
         """Open a file (a Path) or a URL (a str). Raises VideoError, also if no frame decodes."""
         self._place = place
+        self._is_file = isinstance(place, Path)
         self.name = shown(place)
         self._ends: dict[int, list[Loss]] = {}  # by the frames decoded in a pass
         video = self._open()
         rate, count = video.get(cv2.CAP_PROP_FPS), video.get(cv2.CAP_PROP_FRAME_COUNT)
         video.release()
         self.count = int(count) if math.isfinite(count) and 0 < count < 2**53 else None
-        self._may_be_trimmed, self._allowed = False, self.count or 0
+        # Some containers state a time, that of the longest track, audio included, and OpenCV makes
+        # a number of frames of it.
+        self._may_be_trimmed, self._allowed = False, max(3, math.ceil((self.count or 0) / 20))
         if isinstance(place, Path):
             with self._opened(place) as file:
                 self._may_be_trimmed = file.read(8)[4:] in _MP4_STARTS
@@ -113,15 +119,17 @@ class Video:
     ) -> Iterator[tuple[int, NDArray[np.uint8] | None, float]]:
         """Number, pixels (None: skipped by the stride) and milliseconds of what decodes."""
         video = self._open()
+        most = min(max(self.count or 0, _LEAST_FAILURES), _MOST_FAILURES)
         number = failed = 0
+        good_at = time.monotonic()
         unreadable: list[int] = []
         times = array.array("d")  # of the frames that decode
         try:
-            while failed < self._most_failures():
+            while failed < most and (self._is_file or time.monotonic() < good_at + _GONE_S):
                 frame: Any = None
                 good = video.grab()
                 if good and number % stride == 0:
-                    good, frame = video.retrieve()
+                    good, frame = _retrieved(video)
                 number += 1
                 if not good:
                     failed += 1
@@ -131,8 +139,10 @@ class Video:
                     unreadable += range(number - failed, number)
                     lost(self._unreadable(unreadable[-failed:]))
                 failed = 0
+                good_at = time.monotonic()
                 times.append(video.get(cv2.CAP_PROP_POS_MSEC))
                 yield number - 1, frame, times[-1]
+                good_at = time.monotonic()
         finally:
             video.release()
         if times and self.count and len(times) + len(unreadable) < self.count:
@@ -140,11 +150,6 @@ class Video:
                 self._ends[len(times)] = self._look_at_the_end(times, unreadable)
             for loss in self._ends[len(times)]:
                 lost(loss)
-
-    def _most_failures(self) -> int:
-        if isinstance(self._place, str):
-            return _LEAST_FAILURES
-        return min(max(self.count or 0, _LEAST_FAILURES), _MOST_FAILURES)
 
     def _look_at_the_end(self, times: Sequence[float], unreadable: Sequence[int]) -> list[Loss]:
         """Where frames are missing: damage that OpenCV passed over, or a file that was cut short.
@@ -160,11 +165,11 @@ class Video:
         read, packets, losses = len(times) + len(unreadable), sorted(self._packet_times()), []
         undecoded = min(self._to_be_shown(packets, times, unreadable), self.count) - read
         if undecoded > 0:
-            decoded = {round(time, 2) for time in times}
+            decoded = {round(each, 2) for each in times}
             numbers = [
                 number
-                for number, time in enumerate(packets, 1)
-                if round(time, 2) not in decoded and number not in unreadable
+                for number, each in enumerate(packets, 1)
+                if round(each, 2) not in decoded and number not in unreadable
             ]
             losses.append(self._unreadable(numbers, undecoded))
         held = max(len(packets), read + max(undecoded, 0))
@@ -183,11 +188,7 @@ class Video:
             return 2
         if max(_matroska_size(start), _mp4_size(file)) > size:
             return 0  # the file is cut short
-        if self._may_be_trimmed:
-            return self.count or 0
-        # The container states a time, that of the longest track, audio included, and OpenCV makes a
-        # number of frames of it.
-        return max(3, math.ceil((self.count or 0) / 20))
+        return (self.count or 0) if self._may_be_trimmed else self._allowed
 
     def _to_be_shown(
         self, packets: Sequence[float], times: Sequence[float], unreadable: Sequence[int]
@@ -202,7 +203,7 @@ class Video:
             return 0  # an older OpenCV gives packets no time stamps
         at_start = sum(i == number for i, number in enumerate(unreadable, 1))
         first = min(times) - 500 / (self.rate_hz or DEFAULT_RATE_HZ)
-        return at_start + sum(time > first for time in packets)
+        return at_start + sum(each > first for each in packets)
 
     def _unreadable(self, numbers: Sequence[int], count: int | None = None) -> Loss:
         """Frames that cannot be decoded; how many, where not all their numbers are known."""
@@ -242,8 +243,11 @@ class Video:
             if not file.read(1):
                 raise VideoError(f"{self.name}: the file is empty; copy it again")
             # OpenCV takes paths as UTF-8 and crashes on other names.
-            is_utf8 = shown(path) == str(path)
-            return open_capture(str(path) if is_utf8 else f"/proc/self/fd/{file.fileno()}")
+            is_utf8 = shown(path.absolute()) == str(path.absolute())
+            # Absolute, or FFmpeg takes what is before a colon for a protocol.
+            return open_capture(
+                str(path.absolute()) if is_utf8 else f"/proc/self/fd/{file.fileno()}"
+            )
 
     @contextmanager
     def _opened(self, path: Path) -> Iterator[BinaryIO]:
@@ -252,6 +256,13 @@ class Video:
                 yield file
         except OSError as error:
             raise VideoError(f"{self.name}: cannot be read ({error.strerror})") from error
+
+
+def _retrieved(video: cv2.VideoCapture) -> tuple[bool, Any]:
+    try:
+        return video.retrieve()
+    except cv2.error:  # a damaged header may ask for more memory than there is
+        return False, None
 
 
 def open_capture(name: str) -> cv2.VideoCapture:

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from ctxseg_ros.source import FOLDER_RATE_HZ, FrameSource, SourceError
 
 
-def write_video(path: Path, count: int = 5, rate: float = 20.0) -> Path:
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, (64, 48))
+def write_video(path: Path, count: int = 5, rate: float = 20.0, code: str = "mp4v") -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*code), rate, (64, 48))
     for number in range(count):
-        writer.write(np.full((48, 64, 3), number * 40, np.uint8))
+        writer.write(np.full((48, 64, 3), number * 40 % 256, np.uint8))
     writer.release()
     return path
 
@@ -216,6 +216,7 @@ class Web(ThreadingHTTPServer):
         self.folder = folder
         self.refused = 0  # of the next connections to /stream
         self.streams = 0
+        self.most = 10**9  # bytes of a file that are sent
         super().__init__(("127.0.0.1", 0), Answer)
 
     def url(self, path: str) -> str:
@@ -252,7 +253,7 @@ class Answer(BaseHTTPRequestHandler):
         self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         self.send_header("Content-Length", str(len(data) - start))
         self.end_headers()
-        self.wfile.write(data[start:])
+        self.wfile.write(data[start : self.server.most])
 
 
 @pytest.fixture
@@ -272,6 +273,15 @@ def test_a_video_behind_a_url_is_a_file(web: Web) -> None:
     assert (source.rate_hz, source.count, source.live) == (20.0, 5, False)
     frames = source.frames(loop=True)
     assert [round(next(frames).mean() / 40) for _ in range(7)] == [0, 1, 2, 3, 4, 0, 1]
+
+
+def test_a_download_that_breaks_off_is_told(web: Web) -> None:
+    write_video(web.folder / "clip.avi", count=200, code="MJPG")
+    source = FrameSource(web.url("clip.avi"))
+    web.most = (web.folder / "clip.avi").stat().st_size // 2
+    frames = len(list(source.frames()))
+    assert 0 < frames < 200 and source.missing == 200 - frames - source.unreadable
+    assert any("ends early" in line and "clip.avi" in line for line in source.trouble)
 
 
 def test_a_stream_that_drops_is_reconnected_and_the_outage_counted(web: Web) -> None:

@@ -190,7 +190,11 @@ def test_an_mp4_for_the_web_that_was_cut_short_says_so(tmp_path: Path, share: fl
 
 
 @pytest.mark.parametrize(
-    "name", [b"vid\xe9o.avi", "🚗 %d.avi".encode(), b"a,b;c:d.avi", b"-i.avi", b"frame_003.avi"]
+    "name",
+    [
+        *(b"vid\xe9o.avi", "🚗 %d.avi".encode(), b"a,b;c:d.avi", b"-i.avi", b"frame_003.avi"),
+        *(b"http:a.avi", b"concat:a|b.avi"),
+    ],
 )
 def test_any_name_can_be_played(
     tmp_path: Path, avi: Path, name: bytes, monkeypatch: pytest.MonkeyPatch
