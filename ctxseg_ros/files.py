@@ -64,42 +64,58 @@ def walk(
     Raises:
         OSError: ``folder`` cannot be listed. What cannot be listed below it is passed over.
     """
-    found: list[Path] = []
+    found: list[tuple[_Key, Path]] = []
     passed_over: Counter[str] = Counter()
     entered: set[tuple[int, int]] = set()
-    folders, links = deque([folder]), deque[Path]()
+    folders = deque[tuple[_Key, str]]([((), os.fspath(folder))])
+    links = deque[tuple[_Key, str]]()
     while folders or links:
-        current = folders.popleft() if folders else links.popleft()
+        key, current = folders.popleft() if folders else links.popleft()
         try:
-            state = current.stat()
+            state = os.stat(current)
             if (state.st_dev, state.st_ino) in entered:
                 passed_over["link(s) to a folder that is read anyway"] += 1
                 continue
             entered.add((state.st_dev, state.st_ino))
             entries = list(os.scandir(current))
         except OSError as error:
-            if current == folder:
+            if not key:
                 raise
             passed_over[f"folder(s) that cannot be read ({error.strerror})"] += 1
             continue
         for entry in entries:
-            path = Path(entry.path)
+            own_key = (*key, _name_key(entry.name))
+            suffix = os.path.splitext(entry.name)[1].lower()
             if entry.name.startswith("."):
                 passed_over["hidden"] += 1
-            elif os.path.isdir(path):  # unlike the entry, it takes a link to itself
-                if is_item(path):
-                    found.append(path)
+            elif _is_folder(entry):
+                if is_item(Path(entry.path)):
+                    found.append((own_key, Path(entry.path)))
                 else:
-                    (links if entry.is_symlink() else folders).append(path)
-            elif not os.path.isfile(path):
-                broken = entry.is_symlink() and not os.path.exists(path)
+                    (links if entry.is_symlink() else folders).append((own_key, entry.path))
+            elif not _is_file(entry):
+                broken = entry.is_symlink() and not os.path.exists(entry.path)
                 passed_over["broken link(s)" if broken else "neither file nor folder"] += 1
-            elif path.suffix.lower() in suffixes:
-                found.append(path)
+            elif suffix in suffixes:
+                found.append((own_key, Path(entry.path)))
             else:
-                passed_over[_kind(path.suffix.lower())] += 1
-    found.sort(key=lambda path: natural_key(path.relative_to(folder)))
-    return Walk(folder, found, dict(sorted(passed_over.items())))
+                passed_over[_kind(suffix)] += 1
+    paths = [path for _, path in sorted(found)]
+    return Walk(folder, paths, dict(sorted(passed_over.items())))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def _kind(suffix: str) -> str:
@@ -110,13 +126,12 @@ def _kind(suffix: str) -> str:
 
 def natural_key(path: Path) -> _Key:
     """Sorts paths as people do, folder by folder: 1, 2, 10, not 1, 10, 2."""
-    return tuple(
-        (
-            tuple(int(part) if i % 2 else part for i, part in enumerate(_NUMBER.split(name))),
-            name,  # 1 and 01 are two names
-        )
-        for name in path.parts
-    )
+    return tuple(map(_name_key, path.parts))
+
+
+def _name_key(name: str) -> tuple[tuple[str | int, ...], str]:
+    parts = _NUMBER.split(name)  # text and numbers in turn
+    return tuple(int(part) if i % 2 else part for i, part in enumerate(parts)), name
 
 
 def shown(path: Path | str) -> str:
