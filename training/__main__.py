@@ -16,7 +16,9 @@ import torch
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from ctxseg_ros.command import run_command
-from training.data.pairs import DataError
+from training.data.class_list_file import read_class_list
+from training.data.files import DataError
+from training.data.own import OWN
 from training.networks.weights import WeightsError
 
 
@@ -25,7 +27,10 @@ class BadArguments(ValueError):
 
 
 class CLI(LightningCLI):
-    """LightningCLI that never unpickles a checkpoint, wherever it comes from."""
+    """LightningCLI that never unpickles a checkpoint, wherever it comes from.
+
+    A network whose ``classes`` are ``own`` gets those of its data's class list.
+    """
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         super().parse_arguments(parser, args)
@@ -34,7 +39,11 @@ class CLI(LightningCLI):
             _check_checkpoint(path)
 
     def before_instantiate_classes(self) -> None:
-        self.config[self.subcommand].weights_only = True
+        run = self.config[self.subcommand]
+        run.weights_only = True
+        listed = run.get("data.init_args.classes")
+        if listed is not None and run.get("model.init_args.classes") == OWN:
+            run.model.init_args.classes = list(read_class_list(listed).classes)
 
     def instantiate_classes(self) -> None:
         try:

@@ -11,6 +11,7 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ from ctxseg_ros.runtimes import PRECISIONS, open_runtime
 from ctxseg_ros.store import load
 from training.data.bsds import check_pairs, pair_truths, read_truths
 from training.data.files import DataError, each_file, read_image
-from training.data.pairs import IGNORE, Pair, pair_files, read_label, read_pair
+from training.data.label_sets import LabelSet
+from training.data.own import CLASSES_HELP, find_label_set
+from training.data.pairs import IGNORE, LabelReader, Pair, pair_files, read_label, read_pair
 from training.matching import MATCHES, NONE, match_clusters, matched_confusion
 from training.objects import (
     FrameScore,
@@ -64,16 +67,20 @@ def evaluate_labels(
     device: str = "auto",
     match: str = "none",
     precision: str = "auto",
+    label_set: LabelSet | None = None,
 ) -> dict[str, Any]:
     """Scores against label images, at the truth's own size.
 
     The clusters of a ``clusters`` model are matched to classes once over the whole set. The truth
-    says which classes there are: every id that occurs in it, named by its number. Pixels of a
-    cluster without a class count as wrong.
+    says which classes there are: every id that occurs in it, named by its number or by
+    ``label_set``. Pixels of a cluster without a class count as wrong.
 
     Args:
         info: the model. pairs: frames and their truth.
         ignore: id of the truth that does not count. 255 never counts.
+        label_set: reads the truth (colours, palettes, ids that are not the model's) and names its
+            classes, which are the model's by name, in any order. None: the truth holds the
+            model's ids.
         size: (height, width) of the model's input; None: the size that it was trained for.
         device, precision: see ``ctxseg_ros.runtimes.open_runtime``.
         match: ``none`` for a ``semantic`` model; for ``clusters`` a key of
@@ -86,19 +93,52 @@ def evaluate_labels(
         the same scores by the other match.
 
     Raises:
-        DataError: a file cannot be read, a label is outside the model's classes, or nothing in
-            the truth counts.
-        ValueError: ``match`` does not fit the model's task, or ``size`` its input.
+        DataError: a file cannot be read, a label is outside the model's classes, the names of
+            ``label_set`` are not the model's, or nothing in the truth counts.
+        ValueError: ``match`` does not fit the model's task, ``size`` its input, or both
+            ``ignore`` and ``label_set`` are given.
     """
     _check_match(info, match)
-    # The classes of a clusters model are its clusters: they say nothing about the truth's ids.
-    count = len(info.classes) if info.task == "semantic" else IGNORE
-    pixels = _count_set(info, pairs, count, ignore, size, device, precision)
-    if info.task == "semantic":
-        result = _scores(pixels, [item.name for item in info.classes])
+    if label_set is not None and ignore is not None:
+        raise ValueError("the class list states what is ignored: give --ignore or --classes")
+    names = [item.name for item in info.classes] if info.task == "semantic" else None
+    read: LabelReader
+    if label_set is None:
+        # The clusters of a model say nothing about the truth's ids.
+        read = partial(read_label, classes=len(names) if names else IGNORE, ignore=ignore)
+    elif names is not None:
+        read = _by_name(label_set, names)
     else:
-        result = matched_scores(pixels, match)
+        read = label_set.read
+    count = len(names) if names else IGNORE
+    pixels = _count_set(info, pairs, count, read, size, device, precision)
+    if names is not None:
+        result = _scores(pixels, names)
+    else:
+        named = [name for name, _ in label_set.classes] if label_set else None
+        result = matched_scores(pixels, match, named)
     return {**result, "images": len(pairs), "match": match}
+
+
+def _by_name(label_set: LabelSet, names: Sequence[str]) -> LabelReader:
+    """Reads the labels of a set as the ids that a model gives to classes of the same names."""
+    listed = [name for name, _ in label_set.classes]
+    if set(listed) != set(names):
+        differences = [
+            f"{who} lacks {', '.join(sorted(lacking))}"
+            for who, lacking in (
+                ("the model", set(listed) - set(names)),
+                ("the class list", set(names) - set(listed)),
+            )
+            if lacking
+        ]
+        raise DataError(
+            f"the classes of the model and of the class list differ: {'; '.join(differences)}. "
+            "Rows of a class list may share a name"
+        )
+    table = np.full(IGNORE + 1, IGNORE, np.uint8)
+    table[: len(listed)] = [names.index(name) for name in listed]
+    return lambda path: table[label_set.read(path)]
 
 
 def _check_match(info: ModelInfo, match: str) -> None:
@@ -115,7 +155,7 @@ def _count_set(
     info: ModelInfo,
     pairs: Sequence[Pair],
     classes: int,
-    ignore: int | None,
+    read: LabelReader,
     size: tuple[int, int] | None,
     device: str,
     precision: str,
@@ -126,7 +166,7 @@ def _count_set(
     segmenter = FrameSegmenter(runtime)
     try:
         for pair in track(pairs, f"{info.name}", console=Console(stderr=True)):
-            truth = read_label(pair.label, classes, ignore)
+            truth = read(pair.label)
             labels = segmenter.segment(read_image(pair.image)).labels
             assert labels is not None
             if labels.shape != truth.shape:
@@ -153,11 +193,14 @@ def count_pixels(
     return np.bincount(pixels, minlength=classes * columns).reshape(classes, columns)
 
 
-def matched_scores(pixels: NDArray[np.int64], match: str) -> dict[str, Any]:
+def matched_scores(
+    pixels: NDArray[np.int64], match: str, names: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Scores of clusters, see ``evaluate_labels``, by a key of ``training.matching.MATCHES``.
 
     Args:
         pixels: [C, K + 1], from ``count_pixels`` over the whole set; row = id in the truth.
+        match: see above. names: of the ids; None: their numbers.
 
     Raises:
         DataError: there is no pixel.
@@ -166,7 +209,7 @@ def matched_scores(pixels: NDArray[np.int64], match: str) -> dict[str, Any]:
     if not len(there):
         raise DataError("no pixel of the label images counts: every one is 255 or --ignore")
     pixels = pixels[there]
-    names = [str(each) for each in there]
+    names = [names[each] if names else str(each) for each in there]
     results = {}
     for how in MATCHES:
         matching = match_clusters(pixels[:, :-1], how)
@@ -453,9 +496,17 @@ def _objects_table(name: str, result: dict[str, Any]) -> Table:
 
 def _labels(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
     info = load(args.model)
+    label_set = find_label_set(args.classes) if args.classes else None
     pairs = pair_files(args.images, args.labels)
     result = evaluate_labels(
-        info, pairs, args.ignore, args.size, args.device, args.match, args.precision
+        info,
+        pairs,
+        args.ignore,
+        args.size,
+        args.device,
+        args.match,
+        args.precision,
+        label_set,
     )
     size = format_size(args.size or info.fixed_size or info.size)
     row = {"model": info.name, "size": size, "ignore": args.ignore, **result}
@@ -504,6 +555,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--json", type=Path, metavar="FILE")
     labels.add_argument("--labels", type=Path, required=True)
     labels.add_argument("--ignore", type=int, metavar="ID", help="id of the truth to leave out")
+    labels.add_argument("--classes", metavar="FILE", help=CLASSES_HELP)
     labels.add_argument(
         "--match",
         choices=["none", *MATCHES],

@@ -35,6 +35,7 @@ from ctxseg_ros.runtimes import open_runtime
 from training.commands import checked_name, evenly
 from training.data import options
 from training.data.frames import open_frames
+from training.data.own import CLASSES_HELP, find_label_set
 from training.data.pairs import pair_files
 from training.graphs import AttentionGraph
 from training.precision import accuracy, bf16_change, label_scores, summary
@@ -298,6 +299,7 @@ def export(
     topic: str | None = None,
     stride: int = 1,
     reading: Reading = AS_STATED,
+    classes: str | None = None,
 ) -> dict[str, Any]:
     """Write the model file and return its ``ctxseg.source``.
 
@@ -313,6 +315,8 @@ def export(
         topic: of the images in bags; None where a bag has only one.
         reading: see ``training.data.frames.open_frames``.
         stride: decode every stride-th of the frames only; 20 are used, evenly over those.
+        classes: whose labels ``truth`` holds, see ``training.data.own.find_label_set``; None: the
+            network's ids.
 
     Raises:
         ParityError: the file differs from the network on more than 0.1 % of pixels (attention:
@@ -326,6 +330,7 @@ def export(
             f"{checkpoint}: its task is attention, which labels cannot score: leave them out and "
             "use python -m training.evaluate objects"
         )
+    label_set = find_label_set(classes) if classes else None
     size = tuple(system.hparams.size)
     pictures = fitted_frames(frames, size, topic, stride, reading)
     graph = system.graph()
@@ -342,10 +347,10 @@ def export(
             found["precision"] = change
         if truth is not None:
             pairs = pair_files(frames, truth)
-            scores = label_scores(draft, pairs, ignore, size, "fp32")
+            scores = label_scores(draft, pairs, ignore, size, "fp32", label_set)
             found["scores"] = {"data": "/".join(frames.absolute().parts[-3:-1]), **scores}
             if change:
-                lower = label_scores(draft, pairs, ignore, size, "bf16")
+                lower = label_scores(draft, pairs, ignore, size, "bf16", label_set)
                 change |= accuracy("miou", scores["miou"], lower["miou"])
         return found
 
@@ -404,6 +409,7 @@ def main() -> int:
         "--labels", type=Path, help="their labels, to write scores into the file (default: none)"
     )
     parser.add_argument("--ignore", type=int, metavar="ID", help="id of the labels to leave out")
+    parser.add_argument("--classes", metavar="FILE", help=CLASSES_HELP)
     parser.add_argument("--data", metavar="TEXT", help="what taught it (default: as the run says)")
     parser.add_argument("--terms", metavar="TEXT", help="of that data (default: as the run says)")
     args = parser.parse_args()
@@ -422,6 +428,7 @@ def main() -> int:
             args.topic,
             args.stride,
             options.reading(args),
+            args.classes,
         )
         report(args.out, source)
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from ctxseg_ros.model_file import ModelInfo
 from ctxseg_ros.runtimes import Runtime, open_runtime, open_vino
 from ctxseg_ros.runtimes.precision import LabelChange, label_change, map_correlations
+from training.data.label_sets import LabelSet
 from training.data.pairs import Pair
 from training.evaluate import evaluate_labels
 
@@ -81,11 +82,12 @@ def label_scores(
     ignore: int | None,
     size: tuple[int, int] | None,
     precision: str,
+    label_set: LabelSet | None = None,
 ) -> dict[str, Any]:
     """``evaluate_labels`` in a precision; clusters are matched by Hungarian matching."""
     match = "none" if info.task == "semantic" else "hungarian"
     device = DEVICE if precision == "bf16" else "auto"
-    return evaluate_labels(info, pairs, ignore, size, device, match, precision)
+    return evaluate_labels(info, pairs, ignore, size, device, match, precision, label_set)
 
 
 def accuracy(score: str, fp32: float, bf16: float) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m training.data camvid|ade20k|stanford|bsds|frames ROOT``: check a data set.
+"""``python -m training.data camvid|ade20k|stanford|labels|bsds|frames ROOT``: check a data set.
 
 Reads every file as training would, prints what is there, or names every broken file and exits
 with 1.
@@ -25,6 +25,7 @@ from training.data.files import BrokenFiles, each_file
 from training.data.frames import open_frames
 from training.data.label_sets import LABEL_SETS, LabelSet
 from training.data.options import add_reading, reading
+from training.data.own import OWN, check_seen, own_label_set
 from training.data.pairs import IGNORE, Pair, read_pair
 
 _SIZES = 3  # that are listed
@@ -40,7 +41,8 @@ def check_labelled(labels: LabelSet, root: Path) -> Table:
         A table: frames, sizes, and the share of the labelled pixels that each class has.
 
     Raises:
-        DataError: see ``read_pair``; the broken files of both splits are named.
+        DataError: see ``read_pair``; the broken files of both splits are named. Of own labels
+            also if there is nothing to learn, see ``check_seen``.
     """
 
     def read(pair: Pair) -> _Read:
@@ -56,6 +58,9 @@ def check_labelled(labels: LabelSet, root: Path) -> Table:
             wrong += error.lines
     if wrong:
         raise BrokenFiles(wrong)
+    if labels.name == OWN:
+        seen = np.sum([counts for _, counts in splits["train"]], 0) > 0
+        check_seen([name for name, _ in labels.classes], seen, root)
     table = _summary(labels, splits)
     table.title = f"{labels.name}: {root}"
     return table
@@ -126,6 +131,10 @@ def main(args: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="what", required=True)
     for name in (*LABEL_SETS, "bsds"):
         commands.add_parser(name).add_argument("root", type=Path)
+    own = commands.add_parser("labels", help="one's own images and masks")
+    own.add_argument("root", type=Path)
+    own.add_argument("--classes", required=True, metavar="FILE", help="the class list")
+    own.add_argument("--val-share", type=float, default=0.2, help="of the images (%(default)s)")
     frames = commands.add_parser("frames", help="images, videos, bags, or folders of them")
     frames.add_argument("source", nargs="+")
     add_reading(frames)
@@ -143,6 +152,9 @@ def main(args: Sequence[str] | None = None) -> int:
             elif options.what == "bsds":
                 bsds.check(options.root)
                 result = f"{options.root}: every file can be read"
+            elif options.what == "labels":
+                labels = own_label_set(options.classes, options.val_share)
+                result = check_labelled(labels, options.root)
             else:
                 result = check_labelled(LABEL_SETS[options.what], options.root)
         except BrokenFiles as error:  # its message names the first of them only

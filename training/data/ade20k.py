@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from training.data.files import DataError
-from training.data.pairs import Pair, pair_files, read_ids
+from training.data.label_files import read_ids
+from training.data.pairs import Pair, pair_files
 
 #: Name and colour (RGB) of the classes, by label: the first of the names that the benchmark's
 #: objectInfo150.txt lists, and its color150, where road and skyscraper share a colour. In the
@@ -191,10 +192,14 @@ def read_ade20k(path: Path) -> np.ndarray:
     """A label image as uint8 [H, W], what belongs to no class as IGNORE.
 
     Raises:
-        DataError: unreadable, not one 8-bit channel, or an id above 150.
+        DataError: unreadable or in colours, see ``read_ids``; or an id above 150.
     """
     ids = read_ids(path)
     outside = sorted(set(np.unique(ids).tolist()) - set(range(len(CLASSES) + 1)))
     if outside:
-        raise DataError(f"{path}: ids {outside} are outside 0 (no class) to {len(CLASSES)}")
-    return ids - np.uint8(1)  # 0 becomes 255, which is IGNORE
+        pixels = np.count_nonzero(np.isin(ids, outside))
+        raise DataError(
+            f"{path}: ids {outside} are outside 0 (no class) to {len(CLASSES)}: {pixels} of "
+            f"{ids.size} pixels"
+        )
+    return ids.astype(np.uint8) - np.uint8(1)  # 0 becomes 255, which is IGNORE

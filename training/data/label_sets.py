@@ -15,8 +15,8 @@ from training.data.pairs import LabelReader, Pair
 class LabelSet:
     """A data set's classes and where its files are.
 
-    ``classes``: name and colour (RGB) by label. ``origin``, ``terms``: what a model trained on it
-    says of its data. ``pairs(root, split)``: the files of ``train`` or ``val``. ``read``: a label
+    ``classes``: name and colour (RGB) by label. ``origin``, ``terms``: what the model file states
+    about its data. ``pairs(root, split)``: the files of ``train`` or ``val``. ``read``: a label
     file as uint8 [H, W], with IGNORE. ``in_memory``: it fits there.
     """
 

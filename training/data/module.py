@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sized
-from typing import ClassVar
+from pathlib import Path
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision import tv_tensors
@@ -15,6 +16,7 @@ from torchvision import tv_tensors
 from training.data.augment import eval_transform, train_transform
 from training.data.files import DataError
 from training.data.label_sets import LABEL_SETS, LabelSet
+from training.data.own import check_seen, own_label_set
 from training.data.pairs import Pair, PairSet
 
 #: images uint8 [B, 3, H, W], labels int64 [B, h, w], stems
@@ -117,7 +119,7 @@ class LabelledFrames(L.LightningDataModule):
         seed: of the order of frames and of the augmentation.
     """
 
-    labels: ClassVar[LabelSet]
+    labels: LabelSet
 
     def __init__(
         self,
@@ -145,6 +147,11 @@ class LabelledFrames(L.LightningDataModule):
             self.train = self._read("train", self.share)
         if self.val is None:
             self.val = self._read("val")
+
+    def origin(self) -> str:
+        """The training frames in words, for the model file; once they are read."""
+        assert self.train is not None
+        return f"{self.labels.origin}, {len(self.train)} training frames"
 
     def _read(self, split: str, share: float = 1.0) -> PairSet:
         labels = self.labels
@@ -184,3 +191,48 @@ class Stanford(LabelledFrames):
     """Stanford Background, held in memory. Arguments: see LabelledFrames."""
 
     labels = LABEL_SETS["stanford"]
+
+
+class OwnLabels(LabelledFrames):
+    """One's own images and masks, read from their files as they are needed.
+
+    Args:
+        root: see ``training.data.own.own_pairs``.
+        classes: file of the class list, see ``training.data.class_list_file``.
+        val_share: of the images for validation, where no folders divide them.
+        size, batch_size, scale, jitter, share, workers, seed: see LabelledFrames.
+
+    Raises:
+        DataError: the class list cannot be used; in ``setup``: a file cannot be used, or the
+            masks have one class only.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        classes: str,
+        val_share: float = 0.2,
+        size: tuple[int, int] = (352, 480),
+        batch_size: int = 8,
+        scale: tuple[float, float] = (0.5, 2.0),
+        jitter: bool = True,
+        share: float = 1.0,
+        workers: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(root, size, batch_size, scale, jitter, share, workers, seed)
+        self.labels = own_label_set(classes, val_share)
+
+    def setup(self, stage: str) -> None:
+        """See LabelledFrames. Warns of classes that no training mask has."""
+        super().setup(stage)
+        if stage == "fit":
+            assert self.train is not None
+            names = [name for name, _ in self.labels.classes]
+            if missing := check_seen(names, self.train.seen, self.root):
+                rank_zero_warn(
+                    f"no pixel of the {len(self.train)} training masks is {', '.join(missing)}"
+                )
+
+    def origin(self) -> str:
+        return f"{Path(self.root).resolve().name}, {super().origin()}"

@@ -7,13 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from training.data.files import BrokenFiles, DataError, decoded, each_file, image_files, read_image
-
-#: The label of pixels that neither train nor score, everywhere after the files were read.
-IGNORE = 255
+from training.data.files import BrokenFiles, DataError, each_file, image_files, read_image
+from training.data.label_files import IGNORE, read_ids
 
 #: A label file as uint8 [H, W], IGNORE where there is no class. Raises DataError.
 LabelReader = Callable[[Path], np.ndarray]
@@ -33,10 +30,25 @@ class Pair:
 def pair_files(images: Path, labels: Path) -> list[Pair]:
     """Pair the image files of two folders by stem, through sub-folders.
 
+    The stems of the labels may all end in something that the images' do not, such as ``_L``.
+
     Raises:
         DataError: a folder is missing or empty, or files have no partner; all are named.
     """
-    return pair_up(image_files(images), image_files(labels), images, labels)
+    left, right = image_files(images), image_files(labels)
+    return pair_up(left, _without_ending(right, left), images, labels)
+
+
+def _without_ending(labels: dict[str, Path], images: Mapping[str, Path]) -> dict[str, Path]:
+    """``labels`` by their stems less the ending that all share, where none has an image's stem."""
+    if labels.keys() & images.keys():
+        return labels
+    first = next(iter(labels))
+    owner = max((stem for stem in images if first.startswith(stem)), key=len, default=first)
+    ending = first[len(owner) :]
+    if not ending or not all(stem.endswith(ending) for stem in labels):
+        return labels
+    return {stem[: -len(ending)]: path for stem, path in labels.items()}
 
 
 def pair_up(
@@ -58,32 +70,19 @@ def read_label(path: Path, classes: int, ignore: int | None) -> np.ndarray:
     """A label image as uint8 [H, W], with ``ignore`` turned into IGNORE.
 
     Raises:
-        DataError: unreadable, not one 8-bit channel, or an id outside the classes.
+        DataError: unreadable or in colours, see ``read_ids``; or an id outside the classes.
     """
     label = read_ids(path)
     if ignore is not None:
-        label = np.where(label == ignore, np.uint8(IGNORE), label)
-    outside = sorted(set(np.unique(label).tolist()) - set(range(classes)) - {IGNORE})
-    if outside:
+        label = np.where(label == ignore, IGNORE, label)
+    outside = (label >= classes) & (label != IGNORE)
+    if outside.any():
+        void = "" if ignore is None else f", void {ignore}"
         raise DataError(
-            f"{path}: ids {outside} are outside the {classes} classes (0 to {classes - 1}"
-            f"{'' if ignore is None else f', void {ignore}'})"
+            f"{path}: ids {np.unique(label[outside]).tolist()} are outside the {classes} classes "
+            f"(0 to {classes - 1}{void}): {np.count_nonzero(outside)} of {label.size} pixels"
         )
-    return label
-
-
-def read_ids(path: Path) -> np.ndarray:
-    """A label image as uint8 [H, W], as it is.
-
-    Raises:
-        DataError: unreadable, see ``decoded``, or not one 8-bit channel.
-    """
-    label = decoded(path, cv2.IMREAD_UNCHANGED)
-    if label.ndim != 2 or label.dtype != np.uint8:
-        raise DataError(
-            f"{path}: labels must be one 8-bit channel, not {label.dtype} {list(label.shape)}"
-        )
-    return label
+    return label.astype(np.uint8)
 
 
 def read_pair(pair: Pair, read: LabelReader) -> LabelledFrame:
@@ -109,6 +108,8 @@ class PairSet(Sequence[LabelledFrame]):
         pairs: the files. read: reads a label file.
         in_memory: keep what was read; otherwise an item is read again when it is asked for.
 
+    ``seen``: bool [256], which labels occur, IGNORE included.
+
     Raises:
         DataError: any file cannot be used, see ``read_pair``. All such files are named, so one
             run finds them all.
@@ -116,9 +117,11 @@ class PairSet(Sequence[LabelledFrame]):
 
     def __init__(self, pairs: Sequence[Pair], read: LabelReader, in_memory: bool = True) -> None:
         self.pairs, self.read = pairs, read
+        self.seen = np.zeros(256, bool)
 
         def checked(pair: Pair) -> LabelledFrame | None:
             frame = read_pair(pair, read)
+            self.seen[frame[1]] = True
             return frame if in_memory else None
 
         self.items = each_file(checked, pairs, "frames and labels")

@@ -17,10 +17,14 @@ from ctxseg_ros.model_file import ClassInfo
 from training.data.files import DataError
 from training.data.label_sets import LABEL_SETS
 from training.data.module import Batch, LabelledFrames
+from training.data.own import OWN
 from training.data.pairs import IGNORE
 from training.losses.lovasz import lovasz_softmax
 from training.networks.encoder import check_multiple
 from training.scores import Scores
+
+#: A label set's name, or name and colour (RGB) of each class.
+Classes = str | list[tuple[str, tuple[int, int, int]]]
 
 
 class TrainingDiverged(CommandFailed):
@@ -48,7 +52,8 @@ class LabelledSystem(L.LightningModule):
 
     A subclass makes the network, calls ``save_hyperparameters`` and names these hyperparameters:
 
-    - ``classes``: the label set, a key of ``training.data.label_sets.LABEL_SETS``.
+    - ``classes``: the label set, a key of ``training.data.label_sets.LABEL_SETS``; or name and
+      colour of each class. In a configuration ``own`` stands for the classes of OwnLabels.
     - ``lovasz``: weight of the Lovász-softmax beside the cross entropy.
     - ``optimizer``: ``sgd`` (momentum 0.9) or ``adamw``; ``lr``, ``weight_decay``.
     - ``schedule``: ``poly`` decays by (1 - t)^0.9 over the run after ``warmup`` steps; ``plateau``
@@ -60,11 +65,21 @@ class LabelledSystem(L.LightningModule):
     task = "semantic"
     network: nn.Module
 
-    def __init__(self, classes: str) -> None:
+    def __init__(self, classes: Classes) -> None:
         super().__init__()
-        if classes not in LABEL_SETS:
-            raise ValueError(f"no label set {classes!r}; there are {', '.join(LABEL_SETS)}")
-        self.class_names = [name for name, _ in LABEL_SETS[classes].classes]
+        #: What taught the network, and the terms of that data.
+        self.data = ("", "")
+        if isinstance(classes, str):
+            if classes == OWN:
+                raise ValueError(f"classes {OWN!r} need --data training.data.module.OwnLabels")
+            if classes not in LABEL_SETS:
+                known = ", ".join([*LABEL_SETS, OWN])
+                raise ValueError(f"no label set {classes!r}; there are {known}")
+            labels = LABEL_SETS[classes]
+            self.data = (labels.origin, labels.terms)
+            classes = list(labels.classes)
+        self.classes = [ClassInfo(i, name, (*rgb,)) for i, (name, rgb) in enumerate(classes)]
+        self.class_names = [item.name for item in self.classes]
         self.confusion = MulticlassConfusionMatrix(len(self.class_names), ignore_index=IGNORE)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -78,12 +93,15 @@ class LabelledSystem(L.LightningModule):
                 f"{type(self).__name__} needs labels, and {type(frames).__name__} has none: set "
                 "--data training.data.module.CamVid, or another labelled set"
             )
-        data = frames.labels.name
-        if data != self.hparams.classes:
+        names, data = [name for name, _ in frames.labels.classes], frames.labels.name
+        if names != self.class_names:
+            mine = self.hparams.classes
             raise DataError(
-                f"the network has the classes of {self.hparams.classes}, the labels are those of "
-                f"{data}: set --model.init_args.classes {data}"
+                f"the network has the classes {mine if isinstance(mine, str) else 'of its own'} "
+                f"({', '.join(self.class_names)}), the labels are {data} ({', '.join(names)}): set "
+                f"--model.init_args.classes {data}"
             )
+        self.data = (frames.origin(), frames.labels.terms)
 
     def graph(self) -> nn.Module:
         """The network as it is deployed, see ``training.graphs``."""
@@ -95,16 +113,19 @@ class LabelledSystem(L.LightningModule):
 
     def class_infos(self) -> list[ClassInfo]:
         """The classes as the model file has them."""
-        classes = LABEL_SETS[self.hparams.classes].classes
-        return [ClassInfo(i, name, colour) for i, (name, colour) in enumerate(classes)]
+        return self.classes
 
     def origin(self) -> tuple[str, str]:
         """What taught the network, and the terms of that data."""
-        labels = LABEL_SETS[self.hparams.classes]
-        return labels.origin, labels.terms
+        return self.data
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["system"] = type(self).__name__
+        checkpoint["data"] = list(self.data)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        origin, terms = checkpoint["data"]
+        self.data = (origin, terms)
 
     def on_train_batch_start(self, batch: Batch, index: int) -> None:
         step = self.global_step * self.trainer.world_size + self.global_rank

@@ -12,7 +12,7 @@ from training.networks.encoder import Encoder
 from training.networks.linear_head import LinearHead
 from training.networks.mask_transformer import MaskTransformer
 from training.networks.segmenter import Segmenter
-from training.systems.labelled import LabelledSystem, check_data_size, decay_groups
+from training.systems.labelled import Classes, LabelledSystem, check_data_size, decay_groups
 
 
 class SegmenterSystem(LabelledSystem):
@@ -48,7 +48,7 @@ class SegmenterSystem(LabelledSystem):
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
-        classes: str = "camvid",
+        classes: Classes = "camvid",
         lovasz: float = 0.0,
         optimizer: Literal["sgd", "adamw"] = "sgd",
         lr: float = 1e-3,

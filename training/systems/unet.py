@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from training.graphs import UNetGraph
 from training.networks.unet import UNet, check_size
-from training.systems.labelled import LabelledSystem
+from training.systems.labelled import Classes, LabelledSystem
 
 
 class BytesUNet(nn.Module):
@@ -40,7 +40,7 @@ class UNetSystem(LabelledSystem):
         width: float = 1.0,
         dropout: float = 0.0,
         size: tuple[int, int] = (352, 480),
-        classes: str = "camvid",
+        classes: Classes = "camvid",
         lovasz: float = 0.0,
         optimizer: Literal["sgd", "adamw"] = "adamw",
         lr: float = 1e-3,

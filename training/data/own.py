@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One's own labels: a folder of images, one of masks, and a class list."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from training.data.class_list_file import read_class_list
+from training.data.files import DataError
+from training.data.label_sets import LABEL_SETS, LabelSet
+from training.data.pairs import Pair, pair_files
+
+#: The name that own labels have among the label sets.
+OWN = "own"
+
+CLASSES_HELP = f"class list of the labels, or one of {', '.join(LABEL_SETS)}"
+
+_IMAGES = ("images", "JPEGImages", "imgs", "img")
+_MASKS = (
+    "labels",
+    "masks",
+    "annotations",
+    "SegmentationClass",
+    "SegmentationClassPNG",
+    "label",
+    "mask",
+)
+_SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
+
+
+def own_label_set(classes: str | Path, val_share: float = 0.2) -> LabelSet:
+    """The label set of a class list. Arguments and errors: see ``OwnLabels``."""
+    listed = read_class_list(classes)
+    return LabelSet(
+        OWN,
+        listed.classes,
+        "own labels",
+        "those of the data set's owner",
+        partial(own_pairs, val_share=val_share),
+        listed.read,
+        in_memory=False,
+    )
+
+
+def find_label_set(classes: str) -> LabelSet:
+    """A label set by its name, a key of LABEL_SETS, or by the file of its class list.
+
+    Raises:
+        DataError: it is neither, or the class list cannot be used.
+    """
+    if classes in LABEL_SETS:
+        return LABEL_SETS[classes]
+    if not Path(classes).suffix:
+        raise DataError(
+            f"no label set {classes!r}: give {', '.join(LABEL_SETS)}, or the file of a class list"
+        )
+    return own_label_set(classes)
+
+
+def check_seen(names: Sequence[str], seen: np.ndarray, root: str | Path) -> list[str]:
+    """The names of the classes that no mask has.
+
+    Args:
+        names: of the classes. seen: bool [256], which labels the masks have.
+
+    Raises:
+        DataError: the masks have fewer than two classes, although the list has more.
+    """
+    there = [name for name, is_seen in zip(names, seen, strict=False) if is_seen]
+    if len(there) < 2 <= len(names):
+        what = f"every labelled pixel is {there[0]!r}" if there else "no pixel is labelled"
+        raise DataError(
+            f"{root}: {what} in all training masks, so there is nothing to learn; if masks hold 0 "
+            "and 255, give the class of 255 the id 255 or the colour [255, 255, 255]"
+        )
+    return [name for name in names if name not in there]
+
+
+def own_pairs(root: str | Path, split: str, val_share: float = 0.2) -> list[Pair]:
+    """Image and label files of a split.
+
+    Args:
+        root: a folder with ``images`` (or JPEGImages, imgs, img) and ``labels`` (or masks,
+            annotations, SegmentationClass, SegmentationClassPNG, label, mask). Below both, or
+            above both, there may be the folders ``train`` and ``val`` (or training; valid,
+            validation). Without them, ``val_share`` of the images are for validation, evenly
+            spread over their names. Frames of one video look alike: give those that are to
+            validate a folder of their own.
+        split: ``train`` or ``val``.
+        val_share: above 0, below 1.
+
+    Raises:
+        DataError: a folder is missing or there are two for one thing, an image has no label, or
+            a label no image.
+    """
+    root = Path(root).expanduser()
+    if not 0 < val_share < 1:
+        raise DataError(f"val_share is {val_share}: give a share above 0 and below 1")
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder")
+    above = _split_folder(root, split)
+    images, masks = (_one_of(above or root, names) for names in (_IMAGES, _MASKS))
+    if above is None and (below := _split_folder(images, split)) is not None:
+        masks_below = _split_folder(masks, split)
+        if masks_below is None:
+            raise DataError(f"{masks}: no folder {' or '.join(_SPLITS[split])}, as in {images}")
+        return pair_files(below, masks_below)
+    pairs = pair_files(images, masks)
+    return pairs if above else _divided(pairs, split, val_share, images)
+
+
+def _split_folder(folder: Path, split: str) -> Path | None:
+    """The folder of a split; None where the folder is not divided.
+
+    Raises DataError where the other split has one and this has none.
+    """
+    found = {
+        name: next((folder / each for each in names if (folder / each).is_dir()), None)
+        for name, names in _SPLITS.items()
+    }
+    if any(found.values()) and found[split] is None:
+        (there,) = filter(None, found.values())
+        raise DataError(f"{folder}: no folder {' or '.join(_SPLITS[split])} beside {there.name}")
+    return found[split]
+
+
+def _one_of(root: Path, names: tuple[str, ...]) -> Path:
+    found = [root / name for name in names if (root / name).is_dir()]
+    if len(found) != 1:
+        there = f"both {found[0].name} and {found[1].name}" if found else "none of the folders"
+        choice = "keep one of them" if found else ", ".join(names)
+        raise DataError(f"{root}: it has {there}: {choice}")
+    return found[0]
+
+
+def _divided(pairs: list[Pair], split: str, val_share: float, images: Path) -> list[Pair]:
+    if len(pairs) < 2:
+        raise DataError(f"{images}: one image; training and validation need one each")
+    count = min(max(1, round(val_share * len(pairs))), len(pairs) - 1)
+    chosen = {(2 * i + 1) * len(pairs) // (2 * count) for i in range(count)}
+    return [pair for i, pair in enumerate(pairs) if (i in chosen) == (split == "val")]
