@@ -151,8 +151,19 @@ def test_what_can_be_read_in_two_ways_is_refused(tmp_path):
     image = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
     image.putpalette([7, 8, 9, 9, 8, 7])
     image.save(tmp_path / "a.png")
-    with pytest.raises(DataError, match=r"a\.png: the value 0"):
+    with pytest.raises(DataError, match=r"a\.png: the value 1"):
         with_ids.read(tmp_path / "a.png")
+
+
+def test_black_in_a_palette_is_no_contradiction_to_the_id_0(tmp_path):
+    """Palettes begin with black, which lists often give to void."""
+    listed = ClassList([Entry("a", 0, (9, 8, 7)), Entry("void", 1, (0, 0, 0), True)], "list")
+    image = Image.fromarray(np.zeros((1, 2), np.uint8), "P")
+    image.putpalette([0, 0, 0, 9, 8, 7])
+    image.save(tmp_path / "a.png")
+    Image.fromarray(np.zeros((1, 2), np.uint8)).save(tmp_path / "grey.png")
+    for name in ("a.png", "grey.png"):
+        assert listed.read(tmp_path / name).tolist() == [[0, 0]]
 
 
 def test_a_palette_that_an_image_editor_reordered_is_read_by_its_colours(tmp_path):
@@ -204,7 +215,8 @@ KAGGLE = "name,r,g,b\nroad,128,64,128\ncar,64, 0, 128\nsky,128,128,128\nVoid,0,0
         (
             "a.yaml",
             "- {name: road, colour: [128, 64, 128]}\n- {name: car, color: '#400080'}\n"
-            "- {name: sky, rgb: '128, 128, 128'}\n- {name: various, colour: [0,0,0], ignore: true}\n",
+            "- {name: sky, rgb: '128, 128, 128'}\n"
+            "- {name: various, colour: [0,0,0], ignore: true}\n",
         ),
         (
             "a.yml",

@@ -139,9 +139,8 @@ def test_classes_of_another_set_are_refused(config):
     process = start(config("other", model__init_args__classes="stanford"))
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 2
-    assert "training: the network has the classes of stanford, the labels are those of camvid" in (
-        output
-    )
+    assert "training: the network has the classes stanford (sky, tree, road" in output
+    assert "set --model.init_args.classes camvid" in output
 
 
 def test_bad_labels_stop_before_training(config, small_camvid, tmp_path):
@@ -150,7 +149,7 @@ def test_bad_labels_stop_before_training(config, small_camvid, tmp_path):
     process = start(config("bad", data__init_args__root=broken))
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 2
-    assert "003.png: ids [99] are outside the 11 classes" in output
+    assert "003.png: CamVid has no id 99 on 6144 pixels" in output
     assert not (tmp_path / "bad" / "log" / "version_0" / "metrics.csv").exists()
 
 

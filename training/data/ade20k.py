@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ctxseg_ros.files import shown
 from training.data.files import DataError
 from training.data.label_files import read_ids
 from training.data.pairs import Pair, pair_files
@@ -199,7 +200,7 @@ def read_ade20k(path: Path) -> np.ndarray:
     if outside:
         pixels = np.count_nonzero(np.isin(ids, outside))
         raise DataError(
-            f"{path}: ids {outside} are outside 0 (no class) to {len(CLASSES)}: {pixels} of "
+            f"{shown(path)}: ids {outside} are outside 0 (no class) to {len(CLASSES)}: {pixels} of "
             f"{ids.size} pixels"
         )
     return ids.astype(np.uint8) - np.uint8(1)  # 0 becomes 255, which is IGNORE

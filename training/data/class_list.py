@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ctxseg_ros.files import shown
 from ctxseg_ros.model_file import MAX_CLASSES
 from training.data.files import DataError
 from training.data.label_files import IGNORE, LabelImage, read_label_image
@@ -52,7 +53,8 @@ class ClassList:
     - Palette, where the list has colours only: by the palette's colours; by position if the list
       has none of them but black.
 
-    A file that fits two ways that differ is refused. The value 255 in grey and palette masks is
+    Grey masks without ids in the list, and palettes with them, are refused if they fit both ways
+    and the ways differ. The value 255 in grey and palette masks is
     void, unless the list gives it a meaning.
 
     Args:
@@ -121,11 +123,11 @@ class ClassList:
             if by_id is not None:
                 return by_id
             hint = "" if image.values is None else "; if its values are ids, add ids to the list"
-            raise DataError(f"{path}: {self._unknown_colours(image.rgb, by_colour)}{hint}")
+            raise DataError(f"{shown(path)}: {self._unknown_colours(image.rgb, by_colour)}{hint}")
         if image.values is None:
             raise DataError(
-                f"{path}: its pixels are colours, and {self.source} has no colours; add them to "
-                "it, or use masks of ids"
+                f"{shown(path)}: its pixels are colours, and {self.source} has no colours; add "
+                "them to it, or use masks of ids"
             )
         return self._by_id_or_refuse(path, image)
 
@@ -133,12 +135,21 @@ class ClassList:
         if image.kind == "palette" and self.has_colours and not self.has_ids:
             return self._of_palette(path, image)
         by_id, by_colour = self._by_id(image, void=False), self._by_table(image)
-        if by_id is not None and by_colour is not None and not (by_id == by_colour).all():
+        if by_id is not None and by_colour is not None and self._doubtful(image, by_id, by_colour):
             raise self._two_readings(path, image, by_id, by_colour)
         for labels in (by_id, by_colour):
             if labels is not None:
                 return labels
         return self._by_id_or_refuse(path, image)
+
+    def _doubtful(self, image: LabelImage, by_id: np.ndarray, by_colour: np.ndarray) -> bool:
+        """Whether two readings differ in a way that the ids of the list do not settle."""
+        apart = by_id != by_colour
+        if not self.has_ids:
+            return bool(apart.any())
+        assert image.table is not None and image.values is not None
+        # The first colour of a palette is black, whatever the id 0 stands for.
+        return image.kind == "palette" and bool(image.table[image.values[apart]].any())
 
     def _of_palette(self, path: Path, image: LabelImage) -> np.ndarray:
         """By a list of colours without ids."""
@@ -150,7 +161,7 @@ class ClassList:
             if not (known & image.table[used].any(-1)).any():
                 return self._by_id_or_refuse(path, image)
             rgb = image.table[image.values]
-            raise DataError(f"{path}: {self._unknown_colours(rgb, labels[image.values])}")
+            raise DataError(f"{shown(path)}: {self._unknown_colours(rgb, labels[image.values])}")
         return labels[image.values].astype(np.uint8)
 
     def _by_id(self, image: LabelImage, void: bool = True) -> np.ndarray | None:
@@ -176,7 +187,7 @@ class ClassList:
         labels = self._by_id(image)
         if labels is None:
             assert image.values is not None
-            raise DataError(f"{path}: {self._unknown_ids(image.values)}")
+            raise DataError(f"{shown(path)}: {self._unknown_ids(image.values)}")
         return labels
 
     @cached_property
@@ -206,14 +217,14 @@ class ClassList:
         self, path: Path, image: LabelImage, by_id: np.ndarray, by_colour: np.ndarray
     ) -> DataError:
         assert image.values is not None and image.table is not None
-        value = image.values[by_id != by_colour][0]
+        value = image.values[by_id != by_colour].max()
         named = {IGNORE: "void", **dict(enumerate(self.names))}
         as_id = named[int(by_id[image.values == value][0])]
         as_colour = named[int(by_colour[image.values == value][0])]
         fix = "the ids or the colours of" if self.has_ids else "ids in"
         return DataError(
-            f"{path}: the value {value} can be read in two ways: as an id it is {as_id}, as the "
-            f"colour {tuple(image.table[value].tolist())} it is {as_colour}; correct {fix} "
+            f"{shown(path)}: the value {value} can be read in two ways: as an id it is {as_id}, as "
+            f"the colour {tuple(image.table[value].tolist())} it is {as_colour}; correct {fix} "
             f"{self.source}"
         )
 

@@ -32,6 +32,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from ctxseg_ros.files import shown
 from training.data.class_list import ClassList, Colour, Entry
 from training.data.files import DataError
 from training.data.label_files import IGNORE
@@ -76,15 +77,15 @@ def read_class_list(path: str | Path) -> ClassList:
         **dict.fromkeys((".txt", ".names"), _text_rows),
     }
     if path.suffix.lower() not in readers:
-        raise DataError(f"{path}: a class list is a file that ends in {', '.join(readers)}")
+        raise DataError(f"{shown(path)}: a class list is a file that ends in {', '.join(readers)}")
     try:
         rows = readers[path.suffix.lower()](_text(path))
         entries = _entries(rows)
     except _Refused as error:
-        raise DataError(f"{path}: {error}") from error
+        raise DataError(f"{shown(path)}: {error}") from error
     if not entries:
-        raise DataError(f"{path}: no classes in it")
-    return ClassList(entries, path)
+        raise DataError(f"{shown(path)}: no classes in it")
+    return ClassList(entries, shown(path))
 
 
 def _text(path: Path) -> str:

@@ -82,7 +82,7 @@ def progress(items, what: str, total: int | None):  # type: ignore[no-untyped-de
     return track(items, what, total, console=console, transient=True, disable=quiet)
 
 
-def image_files(folder: Path) -> dict[str, Path]:
+def image_files(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
     """Image files below a folder by their path within it, less the suffix, in natural order.
 
     See ``ctxseg_ros.files.walk`` for what is read; a warning says what was passed over.
@@ -90,7 +90,7 @@ def image_files(folder: Path) -> dict[str, Path]:
     Raises:
         DataError: there is no such folder, it holds no image, or two files share a stem.
     """
-    found = files_below(folder, IMAGE_SUFFIXES)
+    found = files_below(folder, suffixes)
     if not found:
         raise DataError(f"{shown(folder)}: no image files in it")
     by_stem: dict[str, Path] = {}

@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ctxseg_ros.encodings import BadImage, stated_size
+from ctxseg_ros.files import IMAGE_SUFFIXES, shown
 from training.data.files import DataError
 
 #: The label of pixels that neither train nor score, everywhere after the files were read.
 IGNORE = 255
+
+LABEL_SUFFIXES = IMAGE_SUFFIXES | {".gif"}
 
 _LOSSY = {"JPEG", "MPO", "JPEG2000"}
 #: Pillow's modes: one value for each pixel, with transparency, with colours.
@@ -61,31 +64,32 @@ class LabelImage:
 def read_label_image(path: Path) -> LabelImage:
     """The pixels of a label image: PNG, GIF, BMP, TIFF or lossless WebP.
 
-    Grey values of 1, 2 or 4 bits are 0 to 1, 3 or 15, as the file holds them.
+    Grey values of 1, 2 or 4 bits are 0 to 1, 3 or 15, as the file holds them. The EXIF
+    orientation is applied, as it is to images.
 
     Raises:
         DataError: the file is missing, damaged, not an image, compressed with loss (JPEG), or
             holds something other than whole numbers of up to 16 bits or RGB of 8 bits.
     """
+    name = shown(path)
     try:
         data = path.read_bytes()
         stated_size(data)
         with Image.open(io.BytesIO(data)) as image:
             image.verify()  # the checksums of a PNG; afterwards it has to be opened again
         with Image.open(io.BytesIO(data)) as image:
-            _check_lossless(path, image, data)
-            image.load()
-            return _label_image(path, image, data)
+            _check_lossless(name, image, data)
+            return _label_image(name, ImageOps.exif_transpose(image), data)
     except DataError:
         raise
     except BadImage as error:
-        raise DataError(f"{path}: {error.cause}; copy it again or remove it") from error
+        raise DataError(f"{name}: {error.cause}; copy it again or remove it") from error
     except FileNotFoundError as error:
-        raise DataError(f"{path}: cannot be read as an image ({error.strerror})") from error
+        raise DataError(f"{name}: cannot be read as an image ({error.strerror})") from error
     except _NOT_AN_IMAGE as error:
         # Pillow's messages name its own objects in memory.
         reason = str(error) if "<_io" not in str(error) else "unknown format"
-        raise DataError(f"{path}: cannot be read as an image ({reason})") from error
+        raise DataError(f"{name}: cannot be read as an image ({reason})") from error
 
 
 def read_ids(path: Path) -> np.ndarray:
@@ -103,23 +107,23 @@ def read_ids(path: Path) -> np.ndarray:
         apart = image.rgb.min(-1) != image.rgb.max(-1)
         colour = tuple(image.rgb[apart][0].tolist())
         raise DataError(
-            f"{path}: its pixels are colours, such as {colour}, not ids; a class list says which "
-            "class a colour is (--data training.data.module.OwnLabels, or --classes)"
+            f"{shown(path)}: its pixels are colours, such as {colour}, not ids; give the class "
+            "list of the colours (--data training.data.module.OwnLabels, or --classes)"
         )
     return image.values
 
 
-def _check_lossless(path: Path, image: Image.Image, data: bytes) -> None:
+def _check_lossless(name: str, image: Image.Image, data: bytes) -> None:
     compression = image.info.get("compression", "")
     lossy = image.format in _LOSSY or (image.format == "WEBP" and b"VP8 " in data[:64])
     if lossy or (image.format == "TIFF" and "jpeg" in str(compression)):
         raise DataError(
-            f"{path}: labels in a {image.format} file with lossy compression, which changes their "
+            f"{name}: labels in a {image.format} file with lossy compression, which changes their "
             "values; export them again as PNG"
         )
 
 
-def _label_image(path: Path, image: Image.Image, data: bytes) -> LabelImage:
+def _label_image(name: str, image: Image.Image, data: bytes) -> LabelImage:
     mode = _WITH_ALPHA.get(image.mode, image.mode)
     pixels = np.asarray(image)
     if image.mode in _WITH_ALPHA:
@@ -128,12 +132,12 @@ def _label_image(path: Path, image: Image.Image, data: bytes) -> LabelImage:
         return _rgb(np.ascontiguousarray(pixels))
     if mode not in _VALUES:
         raise DataError(
-            f"{path}: pixels of mode {image.mode}{' with 16 bits' if mode == 'RGB' else ''}; save "
+            f"{name}: pixels of mode {image.mode}{' with 16 bits' if mode == 'RGB' else ''}; save "
             "labels as ids of 8 or 16 bits, with a palette, or as RGB of 8 bits"
         )
     if mode == "P":
         return _indexed(pixels, np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3))
-    return _grey(path, pixels, _png_bits(data) if mode in ("1", "L") else None)
+    return _grey(name, pixels, _png_bits(data) if mode in ("1", "L") else None)
 
 
 def _rgb(pixels: np.ndarray) -> LabelImage:
@@ -158,7 +162,7 @@ def _indexed(pixels: np.ndarray, palette: np.ndarray) -> LabelImage:
     return LabelImage("palette", pixels, table)
 
 
-def _grey(path: Path, pixels: np.ndarray, bits: int | None) -> LabelImage:
+def _grey(name: str, pixels: np.ndarray, bits: int | None) -> LabelImage:
     """``bits``: of a PNG, whose small values Pillow spreads over 0 to 255."""
     if pixels.dtype == bool:
         return LabelImage("grey", pixels.astype(np.uint8), _ramp(1))
@@ -168,7 +172,7 @@ def _grey(path: Path, pixels: np.ndarray, bits: int | None) -> LabelImage:
         return LabelImage("grey", pixels, _ramp(8))
     least, most = int(pixels.min()), int(pixels.max())
     if least < 0 or most > 65535:
-        raise DataError(f"{path}: ids from {least} to {most} do not fit into 0 to 65535")
+        raise DataError(f"{name}: ids from {least} to {most} do not fit into 0 to 65535")
     return LabelImage("grey", pixels.astype(np.uint16), None)
 
 

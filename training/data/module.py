@@ -8,13 +8,12 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision import tv_tensors
 
 from training.data.augment import eval_transform, train_transform
-from training.data.files import DataError
+from training.data.files import DataError, warn
 from training.data.label_sets import LABEL_SETS, LabelSet
 from training.data.own import check_seen, own_label_set
 from training.data.pairs import Pair, PairSet
@@ -230,9 +229,7 @@ class OwnLabels(LabelledFrames):
             assert self.train is not None
             names = [name for name, _ in self.labels.classes]
             if missing := check_seen(names, self.train.seen, self.root):
-                rank_zero_warn(
-                    f"no pixel of the {len(self.train)} training masks is {', '.join(missing)}"
-                )
+                warn(f"no pixel of the {len(self.train)} training masks is {', '.join(missing)}")
 
     def origin(self) -> str:
         return f"{Path(self.root).resolve().name}, {super().origin()}"

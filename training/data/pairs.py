@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ctxseg_ros.files import shown
 from training.data.files import BrokenFiles, DataError, each_file, image_files, read_image
-from training.data.label_files import IGNORE, read_ids
+from training.data.label_files import IGNORE, LABEL_SUFFIXES, read_ids
 
 #: A label file as uint8 [H, W], IGNORE where there is no class. Raises DataError.
 LabelReader = Callable[[Path], np.ndarray]
@@ -35,7 +36,7 @@ def pair_files(images: Path, labels: Path) -> list[Pair]:
     Raises:
         DataError: a folder is missing or empty, or files have no partner; all are named.
     """
-    left, right = image_files(images), image_files(labels)
+    left, right = image_files(images), image_files(labels, LABEL_SUFFIXES)
     return pair_up(left, _without_ending(right, left), images, labels)
 
 
@@ -59,8 +60,10 @@ def pair_up(
     Raises:
         DataError: files have no partner; all are named.
     """
-    alone = [f"{left[s]}: no label of that name in {labels}" for s in left.keys() - right.keys()]
-    alone += [f"{right[s]}: no image of that name in {images}" for s in right.keys() - left.keys()]
+    alone = [f"{shown(left[s])}: no label of that name in {labels}" for s in left if s not in right]
+    alone += [
+        f"{shown(right[s])}: no image of that name in {images}" for s in right if s not in left
+    ]
     if alone:
         raise BrokenFiles(alone)
     return [Pair(left[s], right[s]) for s in left]
@@ -78,9 +81,10 @@ def read_label(path: Path, classes: int, ignore: int | None) -> np.ndarray:
     outside = (label >= classes) & (label != IGNORE)
     if outside.any():
         void = "" if ignore is None else f", void {ignore}"
+        ids, pixels = np.unique(label[outside]).tolist(), np.count_nonzero(outside)
         raise DataError(
-            f"{path}: ids {np.unique(label[outside]).tolist()} are outside the {classes} classes "
-            f"(0 to {classes - 1}{void}): {np.count_nonzero(outside)} of {label.size} pixels"
+            f"{shown(path)}: ids {ids} are outside the {classes} classes (0 to {classes - 1}"
+            f"{void}): {pixels} of {label.size} pixels"
         )
     return label.astype(np.uint8)
 
@@ -95,7 +99,7 @@ def read_pair(pair: Pair, read: LabelReader) -> LabelledFrame:
     image, label = read_image(pair.image), read(pair.label)
     if image.shape[:2] != label.shape:
         raise DataError(
-            f"{pair.label}: labels are {label.shape[1]}x{label.shape[0]}, their image "
+            f"{shown(pair.label)}: labels are {label.shape[1]}x{label.shape[0]}, their image "
             f"{pair.image.name} is {image.shape[1]}x{image.shape[0]}"
         )
     return image, label, pair.image.stem

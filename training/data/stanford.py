@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.data.files import DataError, image_files
+from training.data.files import DataError, files_below, image_files
 from training.data.pairs import IGNORE, Pair, pair_up
 
 #: Name and colour (RGB) of the classes, by label. The data set sets no colours: where CamVid has
@@ -44,9 +44,8 @@ def stanford_pairs(root: str | Path, split: str) -> list[Pair]:
     """
     images, labels = Path(root) / "images", Path(root) / "labels"
     files = image_files(images)
-    if not labels.is_dir():
-        raise DataError(f"{labels}: no such folder")
-    regions = {p.name.removesuffix(_SUFFIX): p for p in sorted(labels.glob(f"*{_SUFFIX}"))}
+    found = files_below(labels, {".txt"})
+    regions = {p.name.removesuffix(_SUFFIX): p for p in found if p.name.endswith(_SUFFIX)}
     if not regions:
         raise DataError(f"{labels}: no *{_SUFFIX} in it")
     pairs = pair_up(files, regions, images, labels)
