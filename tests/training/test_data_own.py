@@ -216,6 +216,7 @@ def test_from_masks_to_a_scored_model_file(recipe, own_data, tmp_path):
         "trainer.max_epochs": 1,
         "trainer.check_val_every_n_epoch": 1,
         "trainer.logger": "false",
+        "trainer.default_root_dir": tmp_path,
         "trainer.callbacks": "lightning.pytorch.callbacks.ModelCheckpoint",
         "trainer.callbacks.dirpath": tmp_path,
         "trainer.callbacks.filename": "last",
