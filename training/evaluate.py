@@ -102,15 +102,15 @@ def evaluate_labels(
     if label_set is not None and ignore is not None:
         raise ValueError("the class list states what is ignored: give --ignore or --classes")
     names = [item.name for item in info.classes] if info.task == "semantic" else None
+    # The clusters of a model say nothing about the truth's ids.
+    count = len(names) if names else IGNORE
     read: LabelReader
     if label_set is None:
-        # The clusters of a model say nothing about the truth's ids.
-        read = partial(read_label, classes=len(names) if names else IGNORE, ignore=ignore)
+        read = partial(read_label, classes=count, ignore=ignore)
     elif names is not None:
         read = _by_name(label_set, names)
     else:
         read = label_set.read
-    count = len(names) if names else IGNORE
     pixels = _count_set(info, pairs, count, read, size, device, precision)
     if names is not None:
         result = _scores(pixels, names)
