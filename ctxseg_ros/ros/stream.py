@@ -204,10 +204,11 @@ class CameraStream:
 
     def _other_transport(self) -> str | None:
         """What to do where nobody publishes the topic, but the same images in another way."""
+        image = self.topic.removesuffix(qos.COMPRESSED)
         published = {
             name: kinds
             for name, kinds in self._node.get_topic_names_and_types()
-            if self._node.count_publishers(name)
+            if name.startswith(image) and self._node.count_publishers(name)
         }
         return qos.other_transport(self.topic, self._compressed, published)
 

@@ -160,7 +160,8 @@ def _open_mcap(path: Path, stack: ExitStack) -> _Bag:
     if summary and summary.statistics and summary.channels:
         counts = Counter(summary.statistics.channel_message_counts)
         channels, schemas = summary.channels, summary.schemas
-        indexed = bool(summary.chunk_indexes)
+        indexes = [chunk.message_index_offsets for chunk in summary.chunk_indexes]
+        indexed = bool(indexes) and all(indexes)
     else:
         indexed = False
         counts, channels, schemas = Counter(), {}, {}
