@@ -37,6 +37,7 @@ from ctxseg_ros.runtimes import Runtime
 from ctxseg_ros.runtimes.precision import SURE, LabelChange, cost
 from training.commands import evenly
 from training.data.bsds import pair_truths
+from training.data.files import read_image
 from training.data.frames import open_frames
 from training.data.pairs import IGNORE, Pair, pair_files
 from training.evaluate import evaluate_objects, evaluate_regions
@@ -94,8 +95,7 @@ def facades(info: ModelInfo, count: int, precision: str) -> Scores:
         pairs = []
         for pair in chosen(pair_files(root / "images", root / "labels"), count):
             label = Path(folder) / pair.label.name
-            colours = cv2.cvtColor(cv2.imread(str(pair.label)), cv2.COLOR_BGR2RGB)
-            cv2.imwrite(str(label), camvid_ids(colours))
+            cv2.imwrite(str(label), camvid_ids(read_image(pair.label)))
             pairs.append(Pair(pair.image, label))
         iou = label_scores(info, pairs, None, None, precision)["iou"]
     if info.task == "semantic":
