@@ -92,8 +92,11 @@ class SegmentNode(LifecycleNode):
                 raise ValueError("what the model says, it cannot be set")
             return self._class_names
 
+        def stored(value: list[str]) -> list[str]:
+            return value or [""]  # an empty list would have no element type
+
         text = "Names of the labels' ids, in the order of the ids"
-        return Setting([""], text, check, "what the model says", computed=True)
+        return Setting([""], text, check, "what the model says", computed=True, stored=stored)
 
     def _wrap_services(self) -> None:
         """Put what rclpy's services lack around them."""
