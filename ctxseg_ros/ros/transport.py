@@ -83,8 +83,9 @@ def choose(
         message = f"{memory}, too little for camera frames: Fast DDS uses UDP, {MORE_ROOM}"
     elif name != SHARED_MEMORY[0]:
         message = (
-            f"{memory}: Fast DDS uses segments of {segment_bytes(folder / name) // _MIB} MiB. Give "
-            f"other cameras the same profile ({' or, newer than Jazzy, '.join(PROFILE_VARIABLES)}="
+            f"{memory}: Fast DDS uses segments of {segment_bytes(folder / name) // _MIB} MiB, enough "
+            "for VGA; larger frames may be lost on a busy machine. Give other cameras the same "
+            f"profile ({' or, newer than Jazzy, '.join(PROFILE_VARIABLES)}="
             f"{folder / name}); or {MORE_ROOM}"
         )
     return Choice(dict.fromkeys(PROFILE_VARIABLES, str(folder / name)), message)
