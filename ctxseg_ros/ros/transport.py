@@ -82,11 +82,11 @@ def choose(
     if name == UDP:
         message = f"{memory}, too little for camera frames: Fast DDS uses UDP, {MORE_ROOM}"
     elif name != SHARED_MEMORY[0]:
+        size = segment_bytes(folder / name) // _MIB
         message = (
-            f"{memory}: Fast DDS uses segments of {segment_bytes(folder / name) // _MIB} MiB, enough "
-            "for VGA; larger frames may be lost on a busy machine. Give other cameras the same "
-            f"profile ({' or, newer than Jazzy, '.join(PROFILE_VARIABLES)}="
-            f"{folder / name}); or {MORE_ROOM}"
+            f"{memory}: Fast DDS uses segments of {size} MiB, enough for VGA; larger frames may be "
+            "lost on a busy machine. Give other cameras the same profile "
+            f"({' or, newer than Jazzy, '.join(PROFILE_VARIABLES)}={folder / name}); or {MORE_ROOM}"
         )
     return Choice(dict.fromkeys(PROFILE_VARIABLES, str(folder / name)), message)
 
