@@ -65,11 +65,13 @@ def choose(
     environment: Mapping[str, str] = os.environ, memory: SharedMemory | None = None
 ) -> Choice:
     """The profile for processes that this one starts: the user's own, if the environment names one,
-    else the largest of which PROCESSES segments fit, else UDP.
+    else the largest of which PROCESSES segments fit, else UDP; none for another middleware.
 
     Raises FileNotFoundError if the profiles are not where the package was installed.
     """
     memory = SharedMemory.look() if memory is None else memory
+    if not _uses_fast_dds(environment):
+        return Choice({})
     if own_profile(environment) is not None:
         return Choice({}, shortage(environment, memory))
     folder = config_folder()
@@ -98,7 +100,7 @@ def shortage(
     do; empty if it can, or has no profile with shared memory."""
     memory = SharedMemory.look() if memory is None else memory
     own = own_profile(environment)
-    if own is None:
+    if own is None or not _uses_fast_dds(environment):
         return ""
     variable, path = own
     if not path.is_file():
@@ -167,6 +169,10 @@ def segment_bytes(profile: Path) -> int:
                 size = fields.get("segment_size", "")
                 sizes.append(int(size) if size.isdecimal() else _DEFAULT_SEGMENT)
     return max(*sizes, _DEFAULT_SEGMENT if builtin else 0)
+
+
+def _uses_fast_dds(environment: Mapping[str, str]) -> bool:
+    return "fastrtps" in environment.get("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp")
 
 
 def _needed(profile: Path) -> int:

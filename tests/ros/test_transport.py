@@ -83,6 +83,15 @@ def test_a_process_is_told_when_its_own_segment_does_not_fit() -> None:
     assert transport.shortage({PROFILE_VARIABLES[0]: str(CONFIG / "fastdds_udp.xml")}, left) == ""
 
 
+def test_other_middleware_is_left_alone() -> None:
+    none = SharedMemory("/dev/shm", 0, 0)
+    large = {PROFILE_VARIABLES[0]: str(CONFIG / "fastdds.xml")}
+    for name in ("rmw_cyclonedds_cpp", "rmw_zenoh_cpp"):
+        assert transport.choose({"RMW_IMPLEMENTATION": name}, none) == transport.Choice({})
+        assert transport.shortage({"RMW_IMPLEMENTATION": name, **large}, none) == ""
+    assert transport.shortage({"RMW_IMPLEMENTATION": "rmw_fastrtps_cpp", **large}, none)
+
+
 def test_a_profile_that_does_not_exist_is_named(tmp_path: Path) -> None:
     said = transport.shortage({PROFILE_VARIABLES[1]: str(tmp_path / "gone.xml")}, ROOMY)
     assert str(tmp_path / "gone.xml") in said and "does not exist" in said
