@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.files import progress, read_image
+from training.data.files import progress
 from training.data.pairs import LabelReader, Pair, read_pair
 from training.evaluate import count_pixels, matched_scores
 from training.matching import MATCHES
@@ -146,7 +146,7 @@ def measure_baselines(
     `train`: their images alone are used. `val`: scored at the truth's size by `read`, whose ids
     are below `classes`. Raises DataError for a file that cannot be read.
     """
-    images = (read_image(pair.image) for pair in train)
+    images = (pair.rgb() for pair in train)
     points = sample(progress(images, "pixels for k-means", len(train)))
     labellers: dict[tuple[str, int], Labeller] = {}
     for position in POSITIONS:

@@ -95,7 +95,7 @@ def spread(pairs: Sequence[Pair], count: int = ROWS) -> list[Pair]:
 
 def of_one_shape(pairs: Sequence[Pair]) -> list[Pair]:
     """Those whose images have the commonest shape: they fill a grid without gaps."""
-    shapes = [read_image(pair.image).shape for pair in pairs]
+    shapes = [pair.rgb().shape for pair in pairs]
     ((commonest, _),) = Counter(shapes).most_common(1)
     return [pair for pair, shape in zip(pairs, shapes, strict=True) if shape == commonest]
 
@@ -105,7 +105,7 @@ def predict(info: ModelInfo, pairs: Sequence[Pair], size: tuple[int, int] | None
     runtime = open_runtime(info, size)
     segmenter = FrameSegmenter(runtime)
     try:
-        images = [read_image(pair.image) for pair in pairs]
+        images = [pair.rgb() for pair in pairs]
         return [
             Frame(pair.image.stem, image, segmenter.segment(image))
             for pair, image in zip(pairs, images, strict=True)
@@ -611,7 +611,7 @@ def _find(args: argparse.Namespace) -> dict[str, Any]:
     decoder = None
     if args.checkpoint:
         pairs = spread(camvid_pairs(args.data / "camvid", "val"))
-        decoder = Decoder(args.checkpoint, wnet, [read_image(pair.image) for pair in pairs])
+        decoder = Decoder(args.checkpoint, wnet, [pair.rgb() for pair in pairs])
     make_folder(args.out)
     heads = attention(args.data, dino, args.out)
     natural, last = bsds(args.data, wnet, decoder, args.regions, args.out)

@@ -105,7 +105,8 @@ def too_dark(highest: int | None, bits: int = ALL_BITS) -> str | None:
         return None
     return (
         f"its largest value is {highest} of {2**bits - 1}, which is nearly black: if it comes from "
-        f"a sensor of {used} bits, give those as the number of bits"
+        f"a sensor of {used} bits, give those as source_bits (camera_node), --bits (commands) or "
+        "--data.bits (training)"
     )
 
 

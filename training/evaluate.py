@@ -33,8 +33,9 @@ from ctxseg_ros.pipeline import FrameSegmenter
 from ctxseg_ros.runtimes import PRECISIONS, open_runtime
 from ctxseg_ros.store import load
 from training.data.bsds import check_pairs, pair_truths, read_truths
-from training.data.files import DataError, each_file, read_image
+from training.data.files import DataError, each_file
 from training.data.label_sets import LabelSet
+from training.data.options import add_bits
 from training.data.own import CLASSES_HELP, find_label_set
 from training.data.pairs import IGNORE, LabelReader, Pair, pair_files, read_label, read_pair
 from training.matching import MATCHES, NONE, match_clusters, matched_confusion
@@ -167,7 +168,7 @@ def _count_set(
     try:
         for pair in track(pairs, f"{info.name}", console=Console(stderr=True)):
             truth = read(pair.label)
-            labels = segmenter.segment(read_image(pair.image)).labels
+            labels = segmenter.segment(pair.rgb()).labels
             assert labels is not None
             if labels.shape != truth.shape:
                 height, width = truth.shape
@@ -295,7 +296,7 @@ def _with_segmenters(
     """
     by_size: dict[tuple[int, int], list[Pair]] = defaultdict(list)
     for pair in pairs:
-        by_size[size or fitting_size(info, read_image(pair.image).shape[:2])].append(pair)
+        by_size[size or fitting_size(info, pair.rgb().shape[:2])].append(pair)
     for used in by_size:
         info.check_size(used)
     queue = [(used, pair) for used, group in by_size.items() for pair in group]
@@ -313,7 +314,7 @@ def _with_segmenters(
 
 
 def _score_regions(segmenter: FrameSegmenter, pair: Pair, classes: int) -> dict[str, ImageScores]:
-    image, truths = read_image(pair.image), read_truths(pair.label)
+    image, truths = pair.rgb(), read_truths(pair.label)
     prediction = segmenter.segment(image)
     assert prediction.labels is not None and prediction.confidence is not None
     refined = refine(image, prediction.labels, prediction.confidence, classes)
@@ -497,7 +498,7 @@ def _objects_table(name: str, result: dict[str, Any]) -> Table:
 def _labels(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
     info = load(args.model)
     label_set = find_label_set(args.classes) if args.classes else None
-    pairs = pair_files(args.images, args.labels)
+    pairs = pair_files(args.images, args.labels, args.bits)
     result = evaluate_labels(
         info,
         pairs,
@@ -554,6 +555,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--json", type=Path, metavar="FILE")
     labels.add_argument("--labels", type=Path, required=True)
+    add_bits(labels)
     labels.add_argument("--ignore", type=int, metavar="ID", help="id of the truth to leave out")
     labels.add_argument("--classes", metavar="FILE", help=CLASSES_HELP)
     labels.add_argument(

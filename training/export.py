@@ -346,7 +346,7 @@ def export(
         if change := bf16_change(draft, pictures):
             found["precision"] = change
         if truth is not None:
-            pairs = pair_files(frames, truth)
+            pairs = pair_files(frames, truth, reading.bits)
             scores = label_scores(draft, pairs, ignore, size, "fp32", label_set)
             found["scores"] = {"data": "/".join(frames.absolute().parts[-3:-1]), **scores}
             if change:

@@ -356,7 +356,7 @@ def _run(args: argparse.Namespace) -> None:
         naming = read_names(args.names, info)
     else:
         label_set = LABEL_SETS[args.classes] if args.classes else None
-        pairs = pair_files(args.images, args.labels)
+        pairs = pair_files(args.images, args.labels, args.bits)
         truth = Truth(pairs, args.ignore, label_set, args.size, args.device)
         naming = name_by_labels(info, truth)
     source = write_named(info, naming, args.out, name, truth)

@@ -25,7 +25,7 @@ from ctxseg_ros.output_files import make_folder, replacing
 from ctxseg_ros.pipeline import FrameSegmenter
 from ctxseg_ros.runtimes import open_runtime
 from ctxseg_ros.store import load
-from training.data.pairs import DataError, Pair, pair_files, read_image, read_label
+from training.data.pairs import DataError, Pair, pair_files, read_label
 from training.evaluate import count_pixels
 from training.scores import Scores
 
@@ -86,7 +86,7 @@ def draw_worst(info: ModelInfo, pairs: Sequence[Pair], ignore: int | None, out: 
     count = len(info.classes)
     scored = []
     for pair in pairs:
-        image, truth = read_image(pair.image), read_label(pair.label, count, ignore)
+        image, truth = pair.rgb(), read_label(pair.label, count, ignore)
         labels = segmenter.segment(image).labels
         assert labels is not None
         if labels.shape != truth.shape:

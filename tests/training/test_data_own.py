@@ -123,6 +123,20 @@ def test_the_check_shows_the_classes(own, capsys):
     assert "3 of 3" in out and "middle" in out and "4.2 %" in out and "various" not in out
 
 
+def test_bits_of_a_sensor_brighten_the_images(own):
+    for path in (own / "images").rglob("*.*"):
+        deep = cv2.imread(str(path)).astype(np.uint16) * 16
+        path.unlink()
+        cv2.imwrite(str(path.with_suffix(".png")), deep)
+    frames = [OwnLabels(str(own), str(own / "classes.yaml"), bits=bits) for bits in (16, 12)]
+    for data in frames:
+        data.setup("fit")
+    dark, bright = (data.train[0][0] for data in frames)
+    assert dark.max() <= 16 and bright.max() > 200
+    with pytest.raises(DataError, match="bits is 7"):
+        OwnLabels(str(own), str(own / "classes.yaml"), bits=7)
+
+
 def test_the_check_names_every_broken_file(own, capsys):
     write_mask(own / "masks" / "1_mask.png", np.full((64, 96, 3), (128, 0, 1), np.uint8))
     write_mask(own / "masks" / "2_mask.png", np.zeros((10, 20, 3), np.uint8))

@@ -24,7 +24,7 @@ from training.data import bsds
 from training.data.files import BrokenFiles, each_file
 from training.data.frames import open_frames
 from training.data.label_sets import LABEL_SETS, LabelSet
-from training.data.options import add_reading, reading
+from training.data.options import add_bits, add_reading, reading
 from training.data.own import OWN, check_seen, own_label_set
 from training.data.pairs import IGNORE, Pair, read_pair
 
@@ -135,6 +135,7 @@ def main(args: Sequence[str] | None = None) -> int:
     own.add_argument("root", type=Path)
     own.add_argument("--classes", required=True, metavar="FILE", help="the class list")
     own.add_argument("--val-share", type=float, default=0.2, help="of the images (%(default)s)")
+    add_bits(own)
     frames = commands.add_parser("frames", help="images, videos, bags, or folders of them")
     frames.add_argument("source", nargs="+")
     add_reading(frames)
@@ -153,7 +154,7 @@ def main(args: Sequence[str] | None = None) -> int:
                 bsds.check(options.root)
                 result = f"{options.root}: every file can be read"
             elif options.what == "labels":
-                labels = own_label_set(options.classes, options.val_share)
+                labels = own_label_set(options.classes, options.val_share, options.bits)
                 result = check_labelled(labels, options.root)
             else:
                 result = check_labelled(LABEL_SETS[options.what], options.root)

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.io
 from numpy.typing import NDArray
 
-from training.data.files import DataError, each_file, files_below, image_files, read_image
+from training.data.files import DataError, each_file, files_below, image_files
 from training.data.pairs import Pair, pair_up
 
 SPLITS = ("train", "val", "test")
@@ -93,7 +93,7 @@ def check_pairs(pairs: Sequence[Pair]) -> None:
 
 
 def _check_pair(pair: Pair) -> None:
-    height, width = read_image(pair.image).shape[:2]
+    height, width = pair.rgb().shape[:2]
     truth = read_truths(pair.label)[0]
     if truth.shape != (height, width):
         raise DataError(

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision import tv_tensors
 
+from ctxseg_ros.encodings import BITS
+from ctxseg_ros.image_file import ALL_BITS
 from training.data.augment import eval_transform, train_transform
 from training.data.files import DataError, warn
 from training.data.label_sets import LABEL_SETS, LabelSet
@@ -199,6 +201,7 @@ class OwnLabels(LabelledFrames):
         root: see ``training.data.own.own_pairs``.
         classes: file of the class list, see ``training.data.class_list_file``.
         val_share: of the images for validation, where no folders divide them.
+        bits: that images of 16 bits use, 8 to 16, such as 12: else they are nearly black.
         size, batch_size, scale, jitter, share, workers, seed: see LabelledFrames.
 
     Raises:
@@ -211,6 +214,7 @@ class OwnLabels(LabelledFrames):
         root: str,
         classes: str,
         val_share: float = 0.2,
+        bits: int = ALL_BITS,
         size: tuple[int, int] = (352, 480),
         batch_size: int = 8,
         scale: tuple[float, float] = (0.5, 2.0),
@@ -220,7 +224,9 @@ class OwnLabels(LabelledFrames):
         seed: int = 0,
     ) -> None:
         super().__init__(root, size, batch_size, scale, jitter, share, workers, seed)
-        self.labels = own_label_set(classes, val_share)
+        if bits not in BITS:
+            raise DataError(f"bits is {bits}: give {BITS[0]} to {BITS[-1]}")
+        self.labels = own_label_set(classes, val_share, bits)
 
     def setup(self, stage: str) -> None:
         """See LabelledFrames. Warns of classes that no training mask has."""

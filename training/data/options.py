@@ -19,6 +19,11 @@ def add_reading(parser: argparse.ArgumentParser, purpose: str = "") -> None:
         help="of images in bags whose own encoding does not say what their channels are (8UC3, "
         f"8UC1, 16UC1, none): rgb8, bgr8, bayer_rggb8, ...{purpose}",
     )
+    add_bits(parser, purpose)
+
+
+def add_bits(parser: argparse.ArgumentParser, purpose: str = "") -> None:
+    """Add --bits. ``purpose``: what the frames are for, behind the help."""
     parser.add_argument(
         "--bits",
         type=int,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ctxseg_ros.image_file import ALL_BITS
 from training.data.class_list_file import read_class_list
 from training.data.files import DataError
 from training.data.label_sets import LABEL_SETS, LabelSet
@@ -32,7 +33,7 @@ _MASKS = (
 _SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
 
 
-def own_label_set(classes: str | Path, val_share: float = 0.2) -> LabelSet:
+def own_label_set(classes: str | Path, val_share: float = 0.2, bits: int = ALL_BITS) -> LabelSet:
     """The label set of a class list. Arguments and errors: see ``OwnLabels``."""
     listed = read_class_list(classes)
     return LabelSet(
@@ -40,7 +41,7 @@ def own_label_set(classes: str | Path, val_share: float = 0.2) -> LabelSet:
         listed.classes,
         "own labels",
         "those of the data set's owner",
-        partial(own_pairs, val_share=val_share),
+        partial(own_pairs, val_share=val_share, bits=bits),
         listed.read,
         in_memory=False,
     )
@@ -80,7 +81,9 @@ def check_seen(names: Sequence[str], seen: np.ndarray, root: str | Path) -> list
     return [name for name in names if name not in there]
 
 
-def own_pairs(root: str | Path, split: str, val_share: float = 0.2) -> list[Pair]:
+def own_pairs(
+    root: str | Path, split: str, val_share: float = 0.2, bits: int = ALL_BITS
+) -> list[Pair]:
     """Image and label files of a split.
 
     Args:
@@ -92,6 +95,7 @@ def own_pairs(root: str | Path, split: str, val_share: float = 0.2) -> list[Pair
             validate a folder of their own.
         split: ``train`` or ``val``.
         val_share: above 0, below 1.
+        bits: that images of 16 bits use, 8 to 16.
 
     Raises:
         DataError: a folder is missing or there are two for one thing, an image has no label, or
@@ -108,8 +112,8 @@ def own_pairs(root: str | Path, split: str, val_share: float = 0.2) -> list[Pair
         masks_below = _split_folder(masks, split)
         if masks_below is None:
             raise DataError(f"{masks}: no folder {' or '.join(_SPLITS[split])}, as in {images}")
-        return pair_files(below, masks_below)
-    pairs = pair_files(images, masks)
+        return pair_files(below, masks_below, bits)
+    pairs = pair_files(images, masks, bits)
     return pairs if above else _divided(pairs, split, val_share, images)
 
 

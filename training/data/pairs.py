@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from ctxseg_ros.files import shown
+from ctxseg_ros.image_file import ALL_BITS
 from training.data.files import BrokenFiles, DataError, each_file, image_files, read_image
 from training.data.label_files import IGNORE, LABEL_SUFFIXES, read_ids
 
@@ -22,22 +23,31 @@ LabelledFrame = tuple[np.ndarray, np.ndarray, str]
 
 @dataclass(frozen=True)
 class Pair:
-    """One frame: its image file and its label file."""
+    """One frame: its image file and its label file; ``bits`` that an image of 16 bits uses."""
 
     image: Path
     label: Path
+    bits: int = ALL_BITS
+
+    def rgb(self) -> np.ndarray:
+        """The image, see ``read_image``."""
+        return read_image(self.image, self.bits)
 
 
-def pair_files(images: Path, labels: Path) -> list[Pair]:
+def pair_files(images: Path, labels: Path, bits: int = ALL_BITS) -> list[Pair]:
     """Pair the image files of two folders by stem, through sub-folders.
 
     The stems of the labels may all end in something that the images' do not, such as ``_L``.
+
+    Args:
+        bits: that images of 16 bits use, 8 to 16.
 
     Raises:
         DataError: a folder is missing or empty, or files have no partner; all are named.
     """
     left, right = image_files(images), image_files(labels, LABEL_SUFFIXES)
-    return pair_up(left, _without_ending(right, left), images, labels)
+    pairs = pair_up(left, _without_ending(right, left), images, labels)
+    return [replace(pair, bits=bits) for pair in pairs]
 
 
 def _without_ending(labels: dict[str, Path], images: Mapping[str, Path]) -> dict[str, Path]:
@@ -96,7 +106,7 @@ def read_pair(pair: Pair, read: LabelReader) -> LabelledFrame:
         DataError: a file is missing, unreadable, of another size than its partner, or holds ids
             outside the classes.
     """
-    image, label = read_image(pair.image), read(pair.label)
+    image, label = pair.rgb(), read(pair.label)
     if image.shape[:2] != label.shape:
         raise DataError(
             f"{shown(pair.label)}: labels are {label.shape[1]}x{label.shape[0]}, their image "
