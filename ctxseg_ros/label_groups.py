@@ -22,7 +22,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from ctxseg_ros.model_file import MAX_CLASSES, ClassInfo
+from ctxseg_ros.model_file import MAX_CLASSES, ClassInfo, read_fix
 from ctxseg_ros.prediction import UNLABELLED
 
 REST = "rest"
@@ -61,7 +61,8 @@ def _read(path: str | Path) -> Any:
         data = Path(path).expanduser().read_bytes()
     except (OSError, RuntimeError) as error:  # RuntimeError: no such user's home
         reason = getattr(error, "strerror", None) or error
-        raise LabelGroupsError(f"cannot read the label groups: {reason}. Check the path") from error
+        fix = read_fix(error) if isinstance(error, OSError) else "Check the path"
+        raise LabelGroupsError(f"cannot read the label groups: {reason}. {fix}") from error
     try:
         return yaml.safe_load(data)
     except Exception as error:  # PyYAML lets several unrelated types through
