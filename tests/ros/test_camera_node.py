@@ -2,6 +2,7 @@
 """camera_node: every frame once and in order, or again and again; and the transport behind it."""
 
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image
+
+from tests.test_source import JPEGS, Web
 
 BEST_EFFORT = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)
 
@@ -132,6 +135,32 @@ def test_bits_of_a_sensor_and_a_home_folder(
     process = graph.start("camera_node", source="~/🚗", source_bits=12)
     wait(lambda: images and images[-1].data[0] == 255)
     assert process.end(signal.SIGTERM) == 0
+
+
+def test_a_stream_that_drops_goes_on_and_the_outages_are_counted(
+    graph: Any, tmp_path: Path, wait: Any
+) -> None:
+    server = Web(tmp_path)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        images = graph.collect(Image, "image")
+        process = graph.start("camera_node", source=server.url("stream"), loop=False)
+        wait(lambda: len(images) > len(JPEGS))
+        wait(lambda: int(graph.values("frames").get("outages", 0)) > 0)
+        server.refused = 10**6
+        wait(lambda: graph.status("frames").level == DiagnosticStatus.ERROR)
+        assert "stream" in graph.status("frames").message
+        outages, sent = (int(graph.values("frames")[name]) for name in ("outages", "frames_sent"))
+        server.refused = 0
+        wait(lambda: int(graph.values("frames")["frames_sent"]) > sent)
+        wait(lambda: int(graph.values("frames")["outages"]) > outages)
+        assert process.end(signal.SIGTERM) == 0
+        assert "reconnect" in process.output and "is back" in process.output
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_no_1080p_frame_is_lost_with_the_profile(
