@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Topics under namespaces and remapping rules: what the node listens to is what it reports."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
@@ -55,6 +56,14 @@ def frames_topic(image: str, compressed: bool, namespace: str, rules: Rules) -> 
     return behind if remapped(behind, namespace, rules) == behind else None
 
 
+@pytest.fixture(scope="module")
+def looker(shared_graph: Any) -> Iterator[Node]:
+    """A node that no executor spins: what goes while one waits for its events would end that."""
+    node = Node("onlooker", context=shared_graph.node.context)
+    yield node
+    node.destroy_node()
+
+
 def subscribed(looker: Node, node: Node) -> dict[str, str]:
     """Type by topic of what a node subscribes to, as others see it."""
     name, namespace = node.get_name(), node.get_namespace()
@@ -84,9 +93,8 @@ def subscribed(looker: Node, node: Node) -> dict[str, str]:
 @example("/", "", False, [("image", "/elsewhere"), ("/elsewhere", "/robot/image")])
 @settings(max_examples=60, deadline=None)
 def test_what_is_listened_to_is_what_is_reported_and_what_one_rule_makes_of_it(
-    shared_graph: Any, wait: Any, namespace: str, camera: str, compressed: bool, rules: Rules
+    looker: Node, wait: Any, namespace: str, camera: str, compressed: bool, rules: Rules
 ) -> None:
-    looker = shared_graph.node
     words = [word for rule in rules for word in ("-r", ":=".join(rule))]
     node = Node(
         "segment",
@@ -128,27 +136,26 @@ def test_what_is_listened_to_is_what_is_reported_and_what_one_rule_makes_of_it(
 
 
 def test_a_subscriber_of_a_remapped_output_that_cannot_match_is_named(
-    shared_graph: Any, wait: Any
+    looker: Node, wait: Any
 ) -> None:
     """~/labels goes to /left, whatever else is remapped from there."""
-    looker = shared_graph.node
     node = Node(
         "segment",
         context=looker.context,
         cli_args=["--ros-args", "-r", "~/labels:=/left", "-r", "/left:=/right"],
         use_global_arguments=False,
     )
-    shared_graph._executor.add_node(node)
+    executor = SingleThreadedExecutor(context=looker.context)
+    executor.add_node(node)
     outputs = CameraOutputs(node, "", {})
     durable = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     subscription = looker.create_subscription(Image, "/left", lambda _: None, durable)
     try:
-        wait(outputs.unmatched)
-        (sentence,) = outputs.unmatched()
-        assert "a subscriber of /left gets nothing" in sentence and "/looker" in sentence
+        (sentence,) = wait(lambda: (executor.spin_once(0.1), outputs.unmatched())[1])
+        assert "a subscriber of /left gets nothing" in sentence and "/onlooker" in sentence
     finally:
         looker.destroy_subscription(subscription)
-        shared_graph._executor.remove_node(node)
+        executor.shutdown()
         outputs.destroy()
         node.destroy_node()
 
