@@ -13,6 +13,8 @@ from typing import Any
 
 from . import logging as logging
 
+_ESCALATION_S = 5.0
+
 
 class LaunchContext:
     """The state of a launch: the command line's arguments and the values of all arguments."""
@@ -90,8 +92,11 @@ class LaunchService:
         ended = asyncio.create_task(process.wait())
         asked = asyncio.create_task(self.context.ending.wait())
         await asyncio.wait([ended, asked], return_when=asyncio.FIRST_COMPLETED)
-        if not ended.done():
-            process.send_signal(signal.SIGINT)
+        # A signal may be lost while an interpreter starts; ros2/launch goes on to the next as well.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            if not ended.done():
+                process.send_signal(number)
+                await asyncio.wait([ended], timeout=_ESCALATION_S)
         if await ended:
             print(f"[ERROR] [{node.executable}]: process has died", flush=True)
         asked.cancel()
