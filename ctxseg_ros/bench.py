@@ -26,14 +26,15 @@ def measure(model: str, size: tuple[int, int] | None, device: str) -> dict[str, 
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
-            return pool.submit(_measure, model, size, device).result()
+            return pool.submit(measure_here, model, size, device).result()
         except BrokenProcessPool as error:
             raise RuntimeError(
                 "the process died while it measured, perhaps for lack of memory: try a smaller size"
             ) from error
 
 
-def _measure(model: str, size: tuple[int, int] | None, device: str) -> dict[str, Any]:
+def measure_here(model: str, size: tuple[int, int] | None, device: str) -> dict[str, Any]:
+    """`measure` in this process, whose peak memory counts all that it has done before."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     start = time.perf_counter()
     info = store.load(model)

@@ -73,10 +73,14 @@ class LatencyWindow:
         with self._lock:
             self._frames.clear()
 
+    def frames(self) -> list[dict[str, float]]:
+        """The stages of each frame that is held, oldest first."""
+        with self._lock:
+            return list(self._frames)
+
     def percentiles(self) -> dict[str, dict[str, float]]:
         """{stage: {"p50", "p95", "p99"}} in ms, linear interpolation; NaN without any value."""
-        with self._lock:
-            frames = list(self._frames)
+        frames = self.frames()
         result = {}
         for stage in STAGES:
             values = [frame[stage] for frame in frames if stage in frame] or [np.nan]

@@ -114,7 +114,8 @@ def hierarchy(image: NDArray[np.uint8], probabilities: Floats) -> Hierarchy:
     finest = _watershed(crest)
     evidence = local + global_boundaries(crest)
     arcs = _arcs(finest, evidence)
-    merges, strengths = _merge(np.bincount(finest.ravel()), arcs, _contents(finest, compared))
+    sizes, contents = np.bincount(finest.ravel()), region_contents(finest, compared)
+    merges, strengths = merge_regions(sizes, arcs, contents)
     # 0 without evidence, one half at evidence 1, towards 1 beyond all doubt.
     odds = strengths**_STEEPNESS
     return Hierarchy(finest, merges, (odds / (1 + odds)).astype(np.float32))
@@ -229,7 +230,7 @@ def _angles(
     return np.round(turn * ANGLES).astype(np.int64) % ANGLES
 
 
-def _contents(finest: Ids, compared: Sequence[Cue]) -> NDArray[np.float64]:
+def region_contents(finest: Ids, compared: Sequence[Cue]) -> NDArray[np.float64]:
     """What a pixel of each region holds on average, weighted, float64 [R, bins of all cues].
 
     The Euclidean distance between the square roots of two regions' contents is that of their
@@ -241,14 +242,15 @@ def _contents(finest: Ids, compared: Sequence[Cue]) -> NDArray[np.float64]:
     return np.stack(sums, axis=1) * weights / np.bincount(ids)[:, None]
 
 
-def _merge(
+def merge_regions(
     sizes: NDArray[np.int64], arcs: _Arcs, contents: NDArray[np.float64]
 ) -> tuple[Ids, NDArray[np.float64]]:
     """Join the two regions with the weakest boundary until one is left: pairs, and strengths.
 
-    `sizes`: int [R], pixels. `contents`: see `_contents`. The mean evidence of a joined region's
-    boundary to another is that of what it joins, by length. A joined region may be more like
-    another than its parts: that merge counts as strong as the one before, so that strengths ascend.
+    `sizes`: int [R], pixels. `contents`: see `region_contents`. The mean evidence of a joined
+    region's boundary to another is that of what it joins, by length. A joined region may be more
+    like another than its parts: that merge counts as strong as the one before, so that strengths
+    ascend.
     """
     regions = len(sizes)
     # By node: the size, and the square roots of the contents.

@@ -65,7 +65,8 @@ def refined(
 class Refiner:
     """Runs `refined` in its process, which ends with this object. For one thread at a time.
 
-    `classes`: how many the labels have.
+    `classes`: how many the labels have. `process`: the one that works now; another takes its place
+    when it dies.
     """
 
     def __init__(self, kind: str, classes: int) -> None:
@@ -78,13 +79,13 @@ class Refiner:
         self._start()
 
     def _start(self) -> None:
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-m", "ctxseg_ros.refinement", self._kind],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the node: it ends this one
         )
-        self._end = weakref.finalize(self, _end, self._process)
+        self._end = weakref.finalize(self, _end, self.process)
         said, _ = self._answer()
         if said["error"]:
             raise ValueError(said["error"])
@@ -95,7 +96,7 @@ class Refiner:
         """See `refined`. Raises RefinementFailed; if the process ended, the next call starts it."""
         if not self._end.alive:
             self._start()
-        pipe = self._process.stdin
+        pipe = self.process.stdin
         assert pipe is not None
         try:
             request = {"classes": self.classes, "merge_level": merge_level}
@@ -112,7 +113,7 @@ class Refiner:
         self._end()
 
     def _answer(self) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
-        pipe = self._process.stdout
+        pipe = self.process.stdout
         assert pipe is not None
         try:
             return _receive(pipe)
@@ -122,7 +123,7 @@ class Refiner:
     def _ended(self) -> RefinementFailed:
         self._end()
         return RefinementFailed(
-            f"the process of the refinement ended (exit code {self._process.returncode}); "
+            f"the process of the refinement ended (exit code {self.process.returncode}); "
             "it starts again with the next frame"
         )
 

@@ -31,7 +31,7 @@ def shipped(tmp_path, monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     """Measure in this process, a few runs only."""
-    monkeypatch.setattr(bench, "measure", bench._measure)
+    monkeypatch.setattr(bench, "measure", bench.measure_here)
     monkeypatch.setattr(bench, "RUNS", 3)
 
 

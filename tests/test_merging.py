@@ -160,7 +160,7 @@ def test_merging_is_the_slow_one(seed):
     arcs = random_arcs(seed, 12)
     rng = np.random.default_rng(seed)
     sizes, contents = rng.integers(1, 500, 12), rng.random((12, 5))
-    merges, strengths = merging._merge(sizes, arcs, contents)
+    merges, strengths = merging.merge_regions(sizes, arcs, contents)
     rows = list(zip(arcs.one, arcs.other, arcs.length, arcs.evidence, strict=True))
     expected, partitions = slow_merge(rows, sizes.tolist(), contents)
     np.testing.assert_allclose(strengths, expected, rtol=1e-9)
@@ -175,7 +175,7 @@ def test_contents_are_weighted_means():
     rng = np.random.default_rng(0)
     finest = np.array([[0, 0, 1], [2, 2, 1]])
     shares = [rng.random((bins, 2, 3)) for bins in (2, 3)]
-    found = merging._contents(finest, [Cue(shares[0], {}, 2.0), Cue(shares[1], {}, 0.5)])
+    found = merging.region_contents(finest, [Cue(shares[0], {}, 2.0), Cue(shares[1], {}, 0.5)])
     for region in range(3):
         means = [plane[finest == region].mean() for cue in shares for plane in cue]
         np.testing.assert_allclose(found[region], np.array(means) * [2, 2, 0.125, 0.125, 0.125])
@@ -186,7 +186,7 @@ def test_like_regions_merge_before_unlike_ones():
     arcs = merging._Arcs(np.array([0, 1]), np.array([1, 2]), np.array([5, 5]), np.array([0.5, 0.5]))
     contents = np.array([[0.2, 0.0], [0.2, 0.0], [0.0, 0.2]])
     for order in ([0, 1, 2], [2, 1, 0]):
-        merges, strengths = merging._merge(np.full(3, 100), arcs, contents[order])
+        merges, strengths = merging.merge_regions(np.full(3, 100), arcs, contents[order])
         assert set(merges[0].tolist()) == {order.index(0), order.index(1)}
         assert strengths[0] < strengths[1]
 

@@ -92,7 +92,7 @@ def test_a_frame_that_cannot_be_refined_is_told_and_the_next_one_is(refiner: Ref
 
 def test_a_process_that_dies_is_told_and_started_again(refiner: Refiner) -> None:
     image, plain = scene()
-    os.kill(refiner._process.pid, signal.SIGKILL)
+    os.kill(refiner.process.pid, signal.SIGKILL)
     with pytest.raises(RefinementFailed, match="exit code -9"):
         refiner(image, plain, 0.5)
     assert refiner(image, plain, 0.5).labels is not None
@@ -100,7 +100,7 @@ def test_a_process_that_dies_is_told_and_started_again(refiner: Refiner) -> None
 
 def test_the_process_ends_with_its_object() -> None:
     made = Refiner("crf", CLASSES)
-    process: Any = made._process
+    process: Any = made.process
     assert process.poll() is None
     del made
     assert process.poll() == 0

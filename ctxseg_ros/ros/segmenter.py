@@ -50,7 +50,9 @@ T = TypeVar("T")
 class SegmentNode(LifecycleNode):
     """configure loads the model, activate subscribes and starts the worker; see the README.
 
-    `shortage`: why this process has no shared memory, if so (transport.py).
+    `shortage`: why this process has no shared memory, if so (transport.py). `state`: of the
+    lifecycle, as diagnostics have it. `cameras`: while configured, what each one sends and what is
+    published for it, by its namespace. `latency`: of the last frames of all cameras.
     """
 
     def __init__(self, shortage: str = "") -> None:
@@ -58,22 +60,22 @@ class SegmentNode(LifecycleNode):
         self._shortage = shortage
         if shortage:
             self.get_logger().warning(shortage)
-        self._state = "unconfigured"
+        self.state = "unconfigured"
         self._failure: str | None = None  # why the last configure failed
         self._running: Running | None = None  # while configured and not active
         self._worker: Worker | None = None  # while active; it has what runs
         self._loaded: Engine | None = None  # for the parameters that are being set
         self._loader: threading.Thread | None = None
-        self._cameras: dict[str, tuple[CameraStream, CameraOutputs]] = {}
+        self.cameras: dict[str, tuple[CameraStream, CameraOutputs]] = {}
         self._slots: LatestSlots[Frame] = LatestSlots(())
-        self._latency = LatencyWindow(LATENCY_WINDOW)
+        self.latency = LatencyWindow(LATENCY_WINDOW)
         self._class_names: list[str] = []
         self._library_log = _RosLog(self)
         self._findings_log = diagnostics.FindingsLog(self.get_logger())
         self._settings = Settings(
             self,
             {**SETTINGS, "class_names": self._class_names_setting()},
-            locked=lambda: self._state in ("inactive", "active"),
+            locked=lambda: self.state in ("inactive", "active"),
             check=self._check_settings,
             changed=self._on_settings_changed,
         )
@@ -115,7 +117,7 @@ class SegmentNode(LifecycleNode):
             except RuntimeError:
                 asked = request.transition.label or f"number {request.transition.id}"
                 self.get_logger().error(
-                    f"transition {asked} is not possible while the node is {self._state}"
+                    f"transition {asked} is not possible while the node is {self.state}"
                 )
                 return ChangeState.Response(success=False)
 
@@ -131,7 +133,7 @@ class SegmentNode(LifecycleNode):
 
     def _autostart(self) -> None:
         self._start.cancel()
-        if self._state != "unconfigured":
+        if self.state != "unconfigured":
             return
         if self._settings["autostart"]:
             if self.trigger_configure() == SUCCESS:
@@ -162,7 +164,7 @@ class SegmentNode(LifecycleNode):
             self._publish_diagnostics()
             return FAILURE
         self._failure = None
-        self._state = "inactive"
+        self.state = "inactive"
         sizes = ", ".join(format_size(runtime.size) for runtime in engine.runtimes)
         self.get_logger().info(f"configured: {engine.info.name} on {engine.device} at {sizes}")
         return SUCCESS
@@ -185,16 +187,16 @@ class SegmentNode(LifecycleNode):
                 self._settings,
                 lambda frame, name=name: self._slots.put(name, frame),  # type: ignore[misc]
             )
-            self._cameras[name] = stream, CameraOutputs(self, name, self._settings)
-        self._label_infos.open(self._cameras)
+            self.cameras[name] = stream, CameraOutputs(self, name, self._settings)
+        self._label_infos.open(self.cameras)
 
     def _release(self) -> None:
         """Free what configure made."""
-        for stream, outputs in self._cameras.values():
+        for stream, outputs in self.cameras.values():
             stream.close()
             outputs.destroy()
         self._label_infos.close()
-        self._cameras = {}
+        self.cameras = {}
         if self._running is not None:
             self._running.engine.close()
             self._running = None
@@ -213,41 +215,41 @@ class SegmentNode(LifecycleNode):
 
     def _begin(self) -> None:
         assert self._running is not None
-        self._slots = LatestSlots(list(self._cameras))
-        self._latency = LatencyWindow(LATENCY_WINDOW)
+        self._slots = LatestSlots(list(self.cameras))
+        self.latency = LatencyWindow(LATENCY_WINDOW)
         self._worker = Worker(
             self._running,
             self._slots,
-            self._cameras,
-            self._latency,
+            self.cameras,
+            self.latency,
             self._settings,
             self.get_logger(),
             self._library_log,
         )
         self._running = None  # the worker's now: only so can it free what it replaces
-        for stream, _ in self._cameras.values():
+        for stream, _ in self.cameras.values():
             stream.open()
-        self._state = "active"
-        inputs = ", ".join(stream.topic for stream, _ in self._cameras.values())
+        self.state = "active"
+        inputs = ", ".join(stream.topic for stream, _ in self.cameras.values())
         kind = "labels" if self._class_names else "attention"
-        topics = ", ".join(outputs.topic(kind) for _, outputs in self._cameras.values())
+        topics = ", ".join(outputs.topic(kind) for _, outputs in self.cameras.values())
         classes = f", {len(self._class_names)} classes" if self._class_names else ""
         self.get_logger().info(f"active: reads {inputs}; {kind} on {topics}{classes}")
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unsubscribe, and wait for the frame in work."""
         self._stop()
-        self._state = "inactive"
+        self.state = "inactive"
         self._publish_diagnostics()
         self.get_logger().info("inactive: reads no images")
         return super().on_deactivate(state)
 
     def _stop(self, timeout_s: float | None = None) -> bool:
         """False: the worker was still busy after `timeout_s`."""
-        for stream, _ in self._cameras.values():
+        for stream, _ in self.cameras.values():
             stream.close()
         for name in self._slots.close():
-            self._cameras[name][0].counts.add("queue")
+            self.cameras[name][0].counts.add("queue")
         if self._worker is not None:
             if not self._worker.join(timeout_s):
                 return False
@@ -257,13 +259,13 @@ class SegmentNode(LifecycleNode):
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the model and its device's memory."""
         self._release()
-        self._state = "unconfigured"
+        self.state = "unconfigured"
         self.get_logger().info("unconfigured: the model is freed")
         return SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop and free, from whatever state."""
-        self._state = "finalized"
+        self.state = "finalized"
         self._stop()
         self._release()
         self._publish_diagnostics()
@@ -276,7 +278,7 @@ class SegmentNode(LifecycleNode):
             f"a transition failed ({self._failure}); the node is unconfigured again. To retry: "
             f"{diagnostics.retry(self._full_name)}"
         )
-        self._state = "unconfigured"
+        self.state = "unconfigured"
         self._stop()
         self._release()
         return SUCCESS
@@ -290,7 +292,7 @@ class SegmentNode(LifecycleNode):
                 return False
         if not self._stop(max(deadline - time.monotonic(), 0.0)):
             return False
-        self._state = "finalized"
+        self.state = "finalized"
         self._publish_diagnostics()
         self._release()
         return True
@@ -440,7 +442,7 @@ class SegmentNode(LifecycleNode):
 
     def _forget_latencies(self) -> None:
         """They are another model's."""
-        for window in (self._latency, *(stream.latency for stream, _ in self._cameras.values())):
+        for window in (self.latency, *(stream.latency for stream, _ in self.cameras.values())):
             window.clear()
 
     def _put(self, running: Running) -> None:
@@ -465,26 +467,26 @@ class SegmentNode(LifecycleNode):
             self.set_parameters([Parameter("class_names", value=names or [""])])
 
     def _every_second(self) -> None:
-        for stream, outputs in self._cameras.values():
+        for stream, outputs in self.cameras.values():
             stream.follow_publishers()
             stream.unmatched = outputs.unmatched()
         self._publish_diagnostics()
-        for stream, _ in self._cameras.values():
+        for stream, _ in self.cameras.values():
             stream.sample()
 
     def _publish_diagnostics(self) -> None:
         statuses, findings = report.statuses(
             self,
-            self._state,
+            self.state,
             self._failure or "; ".join(self._settings.faults.values()),
             self._now_running(),
             self._worker.busy_s if self._worker is not None else 0.0,
-            [stream for stream, _ in self._cameras.values()],
-            self._latency,
+            [stream for stream, _ in self.cameras.values()],
+            self.latency,
             self._settings,
             self._shortage,
         )
-        if self._state == "active":
+        if self.state == "active":
             self._findings_log.update(findings)
         else:
             self._findings_log.clear()

@@ -135,6 +135,11 @@ class CameraStream:
         return bool(self._publishers_seen) and not self._heard
 
     @property
+    def reliability(self) -> ReliabilityPolicy | None:
+        """What is asked of the publishers; None while not subscribed."""
+        return None if self._frames is None else self._frames.qos_profile.reliability
+
+    @property
     def silence_s(self) -> float:
         """Seconds since the last frame, or since `open`."""
         return time.monotonic() - self._last_frame
@@ -228,7 +233,7 @@ class CameraStream:
         self._frames = self._node.create_subscription(
             CompressedImage if self._compressed else Image,
             self._name,
-            self._on_frame,  # type: ignore[arg-type]  # rclpy's types leave out the second argument
+            self.receive,  # type: ignore[arg-type]  # rclpy's types leave out the second argument
             qos.frames(reliability),
             event_callbacks=SubscriptionEventCallbacks(
                 incompatible_qos=lambda _: self.follow_publishers()
@@ -239,7 +244,11 @@ class CameraStream:
     def _on_camera_info(self, message: CameraInfo) -> None:
         self.camera_info = message
 
-    def _on_frame(self, message: Image | CompressedImage, info: dict[str, Any]) -> None:
+    def receive(self, message: Image | CompressedImage, info: dict[str, Any]) -> None:
+        """The subscription's callback: check, count and deliver a frame.
+
+        `info`: what rclpy tells of the message, such as its number and when it arrived.
+        """
         received = self._last_frame = time.monotonic()
         self._heard = True
         self.counts.add("received")

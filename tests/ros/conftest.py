@@ -120,7 +120,7 @@ class Graph:
         self.domain, self._domain_lock = lock_domain()
         self._context = context
         self._folder = folder
-        self._processes: list[NodeProcess] = []
+        self.processes: list[NodeProcess] = []
         rclpy.init(
             args=arguments or [],
             context=context,
@@ -128,8 +128,8 @@ class Graph:
             signal_handler_options=SignalHandlerOptions.NO,
         )
         self.node = Node("looker", context=context)
-        self._executor = SingleThreadedExecutor(context=context)
-        self._executor.add_node(self.node)
+        self.executor = SingleThreadedExecutor(context=context)
+        self.executor.add_node(self.node)
         self._thread = threading.Thread(target=self._spin, daemon=True)
         self._stopping = threading.Event()
         self._nodes: list[Any] = []
@@ -139,7 +139,7 @@ class Graph:
 
     def _spin(self) -> None:
         while not self._stopping.is_set():
-            self._executor.spin_once(timeout_sec=0.1)
+            self.executor.spin_once(timeout_sec=0.1)
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         self.statuses += message.status
@@ -147,16 +147,16 @@ class Graph:
     def add(self, node: Any) -> Any:
         """Spin a node of this package in this process."""
         self._nodes.append(node)
-        self._executor.add_node(node)
+        self.executor.add_node(node)
         return node
 
     def start(
         self, name: str, *, transport: bool = True, arguments: Sequence[str] = (), **parameters: Any
     ) -> NodeProcess:
         """A node of this package; `arguments` follow --ros-args."""
-        log = self._folder / f"{name}{len(self._processes)}.log"
+        log = self._folder / f"{name}{len(self.processes)}.log"
         process = NodeProcess(log, name, self.domain, parameters, transport, arguments)
-        self._processes.append(process)
+        self.processes.append(process)
         return process
 
     def collect(self, kind: Any, topic: str, qos: QoSProfile | int = 20) -> list[Any]:
@@ -230,10 +230,10 @@ class Graph:
         return Parameter.from_parameter_msg(type("", (), {"name": name, "value": value})).value
 
     def close(self) -> None:
-        for process in self._processes:
+        for process in self.processes:
             if process.process.poll() is None:
                 process.send(signal.SIGINT)
-        for process in self._processes:
+        for process in self.processes:
             try:
                 process.process.wait(30)
             except subprocess.TimeoutExpired:
@@ -246,7 +246,7 @@ class Graph:
         os.close(self._domain_lock)
         # Last: what is left running would keep pytest from ending.
         assert all(ended)
-        for process in self._processes:
+        for process in self.processes:
             assert "Traceback" not in process.output, process.output
 
 
@@ -368,7 +368,7 @@ def scene(
         graph.wait_for_state("active")
         publishers = {
             name: graph.publisher(Image, f"{name}/image" if name else "image")
-            for name in node._cameras
+            for name in node.cameras
         }
         return SimpleNamespace(graph=graph, node=node, stage=stage, publishers=publishers)
 

@@ -367,7 +367,7 @@ def test_the_last_frame_of_a_model_may_lack_the_head_that_is_set_for_the_next(
     node = graph.add(SegmentNode())
     graph.wait_for_state("active")
     maps = graph.collect(Image, "/segment/attention")
-    _, outputs = node._cameras[""]
+    _, outputs = node.cameras[""]
     wait(lambda: "attention" in outputs.wanted())
     attention = np.zeros((3, 1, 2), np.float32)
     attention[0, 0, 1] = attention[1, 0, 1] = attention[2, 0, 0] = 1

@@ -83,7 +83,7 @@ def test_a_new_budget_is_held_at_once(driven: Any, wait: Any) -> None:
 def test_the_latency_is_the_sum_of_its_stages(driven: Any, wait: Any) -> None:
     made = driven({SMALL: 30.0})
     wait(lambda: int(made.graph.values()["frames_labelled"]) > 30)
-    window = list(made.node._latency._frames)
+    window = made.node.latency.frames()
     for frame in window:
         parts = sum(ms for stage, ms in frame.items() if stage != "total")
         assert math.isclose(parts, frame["total"], abs_tol=1e-6)

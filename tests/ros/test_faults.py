@@ -37,7 +37,7 @@ def labelled(playing: Any) -> Callable[..., None]:
     """label(scene, count): send frames until so many more are labelled."""
 
     def label(scene: Any, count: int) -> None:
-        counts = scene.node._cameras[""][0].counts
+        counts = scene.node.cameras[""][0].counts
         goal = counts.totals()["labelled"] + count
         playing(scene, lambda: counts.totals()["labelled"] >= goal)
 

@@ -445,9 +445,9 @@ def test_8k_in_colour(
     graph.wait_for_state("active")
     message = frame(7680, 4320, "rgb8")
     with listening(graph, labels=Image) as outputs:
-        stream, publishers = node._cameras[""]
+        stream, publishers = node.cameras[""]
         wait(lambda: "labels" in publishers.wanted())
-        stream._on_frame(message, {})
+        stream.receive(message, {})
         wait(lambda: outputs["labels"])
     assert outputs["labels"][0].header == message.header
     assert (outputs["labels"][0].width, outputs["labels"][0].height) == (7680, 4320)

@@ -48,7 +48,7 @@ def test_200_random_sequences_of_transitions(managed: Any, image_message: Any) -
             done += 1
         assert managed.state() == state
     assert done > 300
-    assert node._state == state
+    assert node.state == state
 
 
 @pytest.mark.parametrize("before", [[], ["configure"], ["configure", "activate"]])

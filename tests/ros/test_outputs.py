@@ -170,7 +170,7 @@ def test_nothing_is_made_for_nobody(
     playing.publishers[""].publish(image_message())
     wait(lambda: playing.graph.counts()["frames_labelled"] == 1)
     assert made == []
-    wanted = playing.node._cameras[""][1].wanted
+    wanted = playing.node.cameras[""][1].wanted
     for topic, calls in (
         ("labels", ["to_image"]),
         ("color", ["to_image", "colour_map", "to_image"]),
@@ -203,9 +203,9 @@ def test_camera_info_is_published_only_for_frames_of_its_size(
     playing = scene()
     infos = playing.graph.publisher(CameraInfo, "camera_info")
     copies = playing.graph.collect(CameraInfo, "/segment/camera_info")
-    wait(lambda: "camera_info" in playing.node._cameras[""][1].wanted())
+    wait(lambda: "camera_info" in playing.node.cameras[""][1].wanted())
     infos.publish(CameraInfo(width=48, height=32))
-    wait(lambda: playing.node._cameras[""][0].camera_info)
+    wait(lambda: playing.node.cameras[""][0].camera_info)
     for width in (48, 64, 48):
         before = playing.graph.counts()["frames_labelled"]
         playing.publishers[""].publish(image_message(width))

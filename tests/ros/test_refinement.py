@@ -184,7 +184,7 @@ def test_the_budget_counts_refinement(
     wait(lambda: graph.values()["input_size"] == "64x96")
     wait(lambda: float(graph.values()["refine_p50_ms"]) >= 120)
     assert float(graph.values()["inference_p50_ms"]) < 100
-    window = list(made.node._latency._frames)
+    window = made.node.latency.frames()
     for frame in window:
         parts = sum(ms for stage, ms in frame.items() if stage != "total")
         assert parts == pytest.approx(frame["total"])

@@ -223,7 +223,7 @@ def test_a_subscriber_that_cannot_match_is_told(running: Any, wait: Any) -> None
     running.collect(Image, "/segment/labels", profile)
     said = "a subscriber of /segment/labels gets nothing: this node offers reliable, volatile"
     wait(lambda: said in running.status().message)
-    assert said in running._processes[0].output
+    assert said in running.processes[0].output
 
 
 def test_input_auto_follows_the_publisher_and_back(

@@ -33,11 +33,11 @@ def stepped(scene: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def stream(node: SegmentNode) -> CameraStream:
-    return node._cameras[""][0]
+    return node.cameras[""][0]
 
 
 def wanted(node: SegmentNode) -> set[str]:
-    return node._cameras[""][1].wanted()
+    return node.cameras[""][1].wanted()
 
 
 def received(scene: Any, count: int, wait: Any) -> None:
@@ -138,9 +138,9 @@ def test_frames_lost_in_transport_are_known_by_their_numbers(
     scene = stepped()
     wait(lambda: stream(scene.node).publishers == 1)  # a new one begins the count anew
     for number in (3, 4, 7, 8, 1, 2):  # 5 and 6 are lost; then another publisher counts
-        stream(scene.node)._on_frame(image_message(), {"publication_sequence_number": number})
+        stream(scene.node).receive(image_message(), {"publication_sequence_number": number})
     wait(lambda: scene.graph.values()["lost_transport"] == "2")
-    stream(scene.node)._on_frame(image_message(), {"publication_sequence_number": None})
+    stream(scene.node).receive(image_message(), {"publication_sequence_number": None})
     wait(lambda: scene.graph.values()["lost_transport"] == "unknown")
     for _ in range(9):
         scene.stage.turns.release()
@@ -152,12 +152,12 @@ def test_what_the_camera_sends_to_an_inactive_node_is_not_lost(
     scene = stepped()
     for _ in range(9):
         scene.stage.turns.release()
-    stream(scene.node)._on_frame(image_message(), {"publication_sequence_number": 3})
+    stream(scene.node).receive(image_message(), {"publication_sequence_number": 3})
     wait(lambda: stream(scene.node).counts.totals()["labelled"] == 1)
     scene.graph.transition("deactivate")
     scene.graph.transition("activate")
     for number in (40, 41, 43):
-        stream(scene.node)._on_frame(image_message(), {"publication_sequence_number": number})
+        stream(scene.node).receive(image_message(), {"publication_sequence_number": number})
     assert stream(scene.node).counts.totals()["lost_transport"] == 1
 
 

@@ -29,7 +29,7 @@ OK, WARN = DiagnosticStatus.OK, DiagnosticStatus.WARN
 
 
 def stream(scene: Any) -> CameraStream:
-    return scene.node._cameras[""][0]
+    return scene.node.cameras[""][0]
 
 
 def done(scene: Any) -> int:
@@ -56,7 +56,7 @@ def send(wait: Any, image_message: Any) -> Callable[..., None]:
 def collected(scene: Any, wait: Any) -> list[Image]:
     """The labels from now on."""
     labels = scene.graph.collect(Image, "/segment/labels", 500)
-    wait(lambda: "labels" in scene.node._cameras[""][1].wanted())
+    wait(lambda: "labels" in scene.node.cameras[""][1].wanted())
     return labels
 
 
@@ -123,7 +123,7 @@ def test_labels_come_in_order_with_the_header_and_the_content_of_their_frame(
     images = graph.publisher(Image, "image")
     labels = graph.collect(Image, "/segment/labels", 500)
     confidence = graph.collect(Image, "/segment/confidence", 500)
-    wait(lambda: {"labels", "confidence"} <= node._cameras[""][1].wanted())
+    wait(lambda: {"labels", "confidence"} <= node.cameras[""][1].wanted())
     slowly = random.Random(1)
 
     def read(*arguments: Any) -> Any:
@@ -304,7 +304,7 @@ def test_camera_info_of_another_size_is_counted_and_not_published(
     made = scene()
     infos = made.graph.publisher(CameraInfo, "camera_info")
     copies = made.graph.collect(CameraInfo, "/segment/camera_info")
-    wait(lambda: "camera_info" in made.node._cameras[""][1].wanted())
+    wait(lambda: "camera_info" in made.node.cameras[""][1].wanted())
 
     def announce(width: int, height: int) -> None:
         infos.publish(CameraInfo(width=width, height=height))
@@ -359,8 +359,7 @@ def test_reliability_follows_the_publishers_and_every_one_is_heard(
         return graph.node.create_publisher(Image, "image", QoSProfile(depth=5, reliability=policy))
 
     def read_as(policy: ReliabilityPolicy) -> bool:
-        frames = node._cameras[""][0]._frames
-        return frames is not None and frames.qos_profile.reliability == policy
+        return node.cameras[""][0].reliability == policy
 
     def heard(images: Any) -> None:
         def labelled() -> bool:
@@ -457,7 +456,7 @@ def test_images_that_come_another_way_are_said(
     # Nothing is to be said once the camera sends what is read as well.
     suffix, right = ("", Image) if transport == "raw" else ("/compressed", CompressedImage)
     graph.publisher(right, f"image{suffix}")
-    wait(lambda: node._cameras[""][0].publishers == 1)
+    wait(lambda: node.cameras[""][0].publishers == 1)
     wait(lambda: advice not in graph.status().message)
 
 
@@ -526,7 +525,7 @@ def test_parameters_tell_what_frames_do_not(
     graph.wait_for_state("active")
     images = graph.publisher(Image, "image")
     shades = graph.collect(Image, "/segment/confidence")
-    wait(lambda: "confidence" in node._cameras[""][1].wanted())
+    wait(lambda: "confidence" in node.cameras[""][1].wanted())
 
     def shade(message: Image) -> int:
         seen = len(shades)

@@ -262,7 +262,7 @@ def test_the_teacher_is_measured_over_all_processes(monkeypatch):
         def log_metrics(self, values, step):
             seen.append((step, values))
 
-    system._trainer = Trainer()
+    system.trainer = Trainer()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         system.look_for_collapse(target)

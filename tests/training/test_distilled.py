@@ -110,7 +110,7 @@ def test_losses_against_slow_sums(system, street_frames):
 
 
 def test_teacher_sees_the_same_grid_at_its_own_patch(system, street_frames):
-    (teacher,) = system._teacher
+    teacher = system.teacher
     system.network.patch = 32  # as if the student's patches were twice as large
     images = torch.from_numpy(street_frames[0][:128, :192]).permute(2, 0, 1)[None]
     tokens, attention = system.teach(images)
@@ -121,7 +121,7 @@ def test_teacher_sees_the_same_grid_at_its_own_patch(system, street_frames):
 
 
 def test_student_has_the_teachers_heads(system):
-    (teacher,) = system._teacher
+    teacher = system.teacher
     heads = teacher.vit.blocks[-1].attn.num_heads
     assert system.network.vit.blocks[-1].attn.num_heads == heads
     row = system.network.features(torch.zeros(1, 3, *SIZE))[1]
@@ -131,7 +131,7 @@ def test_student_has_the_teachers_heads(system):
 
 def test_teacher_stays_out_of_checkpoint_and_optimiser(system):
     assert not any("teacher" in name for name in system.state_dict())
-    (teacher,) = system._teacher
+    teacher = system.teacher
     assert not any(p.requires_grad for p in teacher.parameters())
     assert not teacher.training
     system.train()

@@ -214,7 +214,7 @@ def test_a_collapse_is_reported_while_training(small_camvid, tmp_path):
 def test_no_collapse_where_two_clusters_share(recwarn):
     seen = []
     system = WNetSystem(clusters=3, width=0.0625)
-    system._trainer = SimpleNamespace(
+    system.trainer = SimpleNamespace(
         loggers=[SimpleNamespace(log_metrics=lambda values, step: seen.append(values))],
         global_step=7,
     )

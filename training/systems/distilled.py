@@ -105,13 +105,19 @@ class DistilledSystem(L.LightningModule):
             teacher = Encoder(h.teacher, None, h.teacher_weights is None, h.teacher_weights)
             self._teacher = (teacher.eval().requires_grad_(False),)
 
+    @property
+    def teacher(self) -> Encoder:
+        """The frozen teacher, once ``setup`` has loaded it."""
+        (teacher,) = self._teacher
+        return teacher
+
     def teach(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's patch tokens [B, N, D] and attention [B, heads, N] on the student's grid.
 
         Args:
             images: uint8 [B, 3, H, W], as the student takes them.
         """
-        (teacher,) = self._teacher
+        teacher = self.teacher
         size = [s // self.network.patch * teacher.patch for s in images.shape[-2:]]
         x = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
         with torch.no_grad():
