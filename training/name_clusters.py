@@ -53,7 +53,8 @@ from training.commands import checked_name
 from training.data import options
 from training.data.files import progress
 from training.data.frames import open_frames
-from training.data.label_sets import LABEL_SETS, LabelSet
+from training.data.label_sets import LabelSet
+from training.data.own import CLASSES_HELP, find_label_set
 from training.data.pairs import IGNORE, Pair, pair_files, read_label, read_pair
 from training.evaluate import count_pixels
 from training.export import write_checked
@@ -328,7 +329,7 @@ def main() -> int:
     options.add_reading(parser, ", for --sheet")
     parser.add_argument("--stride", type=int, default=1, help="take every n-th frame, for --sheet")
     parser.add_argument("--ignore", type=int, metavar="ID", help="id of the labels to leave out")
-    parser.add_argument("--classes", choices=LABEL_SETS, help="whose ids the labels have")
+    parser.add_argument("--classes", metavar="FILE", help=CLASSES_HELP)
     parser.add_argument("--out", type=Path, help="the .onnx file to write")
     parser.add_argument("--name", help="of the model (default: the stem of --out)")
     parser.add_argument("--size", type=parse_size, metavar="HxW", help="of the model's input")
@@ -355,7 +356,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.names:
         naming = read_names(args.names, info)
     else:
-        label_set = LABEL_SETS[args.classes] if args.classes else None
+        label_set = find_label_set(args.classes) if args.classes else None
         pairs = pair_files(args.images, args.labels, args.bits)
         truth = Truth(pairs, args.ignore, label_set, args.size, args.device)
         naming = name_by_labels(info, truth)

@@ -92,6 +92,18 @@ def test_folders_divide_the_frames(tmp_path, masks, val, above):
     assert stems(tmp_path, "train") == ["a"] and stems(tmp_path, "val") == ["b"]
 
 
+@pytest.mark.parametrize("ending", ["_labels", "_masks", "annot"])
+def test_folders_of_masks_beside_those_of_images(tmp_path, ending):
+    for split, stem in (("train", "a"), ("val", "b")):
+        for folder, name in (
+            (tmp_path / split, stem),
+            (tmp_path / f"{split}{ending}", f"{stem}_L"),
+        ):
+            folder.mkdir()
+            (folder / f"{name}.png").touch()
+    assert stems(tmp_path, "train") == ["a"] and stems(tmp_path, "val") == ["b"]
+
+
 def test_folders_that_are_missing_or_doubled_are_named(own):
     (own / "labels").mkdir()
     with pytest.raises(DataError, match="both labels and masks"):
@@ -155,6 +167,13 @@ def test_the_check_names_every_broken_file(own, capsys):
         "4 broken",
     ):
         assert any(part in line for line in lines), part
+
+
+def test_the_check_names_a_file_without_partner_once(own, capsys):
+    (own / "masks" / "3_mask.png").unlink()
+    assert check(["labels", str(own), "--classes", str(own / "classes.yaml")]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and "3.jpg: no label" in lines[0]
 
 
 def test_masks_of_one_class_are_refused(own):

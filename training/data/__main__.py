@@ -57,7 +57,7 @@ def check_labelled(labels: LabelSet, root: Path) -> Table:
         except BrokenFiles as error:
             wrong += error.lines
     if wrong:
-        raise BrokenFiles(wrong)
+        raise BrokenFiles(list(dict.fromkeys(wrong)))  # a file without partner is found twice
     if labels.name == OWN:
         seen = np.sum([counts for _, counts in splits["train"]], 0) > 0
         check_seen([name for name, _ in labels.classes], seen, root)

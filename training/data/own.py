@@ -30,6 +30,7 @@ _MASKS = (
     "label",
     "mask",
 )
+_BESIDE = ("_labels", "_masks", "annot")
 _SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
 
 
@@ -90,9 +91,10 @@ def own_pairs(
         root: a folder with ``images`` (or JPEGImages, imgs, img) and ``labels`` (or masks,
             annotations, SegmentationClass, SegmentationClassPNG, label, mask). Below both, or
             above both, there may be the folders ``train`` and ``val`` (or training; valid,
-            validation). Without them, ``val_share`` of the images are for validation, evenly
-            spread over their names. Frames of one video look alike: give those that are to
-            validate a folder of their own.
+            validation); or they are ``train`` and ``train_labels`` (or train_masks, trainannot),
+            likewise for ``val``. Without them, ``val_share`` of the images are for validation,
+            evenly spread over their names. Frames of one video look alike: give those that are
+            to validate a folder of their own.
         split: ``train`` or ``val``.
         val_share: above 0, below 1.
         bits: that images of 16 bits use, 8 to 16.
@@ -106,6 +108,8 @@ def own_pairs(
         raise DataError(f"val_share is {val_share}: give a share above 0 and below 1")
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
+    if (beside := _beside(root, split)) is not None:
+        return pair_files(*beside)
     above = _split_folder(root, split)
     images, masks = (_one_of(above or root, names) for names in (_IMAGES, _MASKS))
     if above is None and (below := _split_folder(images, split)) is not None:
@@ -115,6 +119,15 @@ def own_pairs(
         return pair_files(below, masks_below, bits)
     pairs = pair_files(images, masks, bits)
     return pairs if above else _divided(pairs, split, val_share, images)
+
+
+def _beside(root: Path, split: str) -> tuple[Path, Path] | None:
+    """Folders such as ``train`` and ``train_labels``."""
+    for name in _SPLITS[split]:
+        for ending in _BESIDE:
+            if (root / name).is_dir() and (root / f"{name}{ending}").is_dir():
+                return root / name, root / f"{name}{ending}"
+    return None
 
 
 def _split_folder(folder: Path, split: str) -> Path | None:
