@@ -109,7 +109,7 @@ def own_pairs(
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
     if (beside := _beside(root, split)) is not None:
-        return pair_files(*beside)
+        return pair_files(*beside, bits)
     above = _split_folder(root, split)
     images, masks = (_one_of(above or root, names) for names in (_IMAGES, _MASKS))
     if above is None and (below := _split_folder(images, split)) is not None:
