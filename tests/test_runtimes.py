@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ctxseg_ros import runtimes
+from ctxseg_ros import runtimes, store
 from ctxseg_ros.model_file import ModelFileError, read_model_info
 from ctxseg_ros.prediction import Prediction
 from ctxseg_ros.runtimes import RuntimeUnavailable, onnx_runtime, open_runtime, open_vino
@@ -366,6 +366,15 @@ def test_openvino_takes_bf16_only_where_processor_and_record_allow_it(
     info = read_model_info(model_factory(name=name, source={"precision": entries}))
     expected = "bf16" if allowed and processor is BF16 else "fp32"
     assert open_runtime(info, device="openvino").precision == expected
+
+
+def test_shipped_models_record_what_bf16_costs():
+    """All but W-Net, whose cuts are so hard that it is sure of labels which rounding changes."""
+    for name in store.model_names():
+        info = store.load(name)
+        reason = cost(recorded(info), info.task, "bf16")
+        assert {"score", "fp32_score"} <= recorded(info).keys(), name
+        assert reason is None if name != "wnet" else "sure of" in reason
 
 
 def pixels(labels, confidence):
