@@ -32,6 +32,8 @@ SHARED_FILES = {
     "config/ctxseg.rviz",
     "config/two_cameras.rviz",
     "config/fastdds.xml",
+    "config/fastdds_small.xml",
+    "config/fastdds_udp.xml",
     "config/label_groups_camvid.yaml",
     "config/label_groups_ade20k.yaml",
 }
@@ -300,6 +302,7 @@ def test_package_xml_names_every_import() -> None:
         "cv2": "python3-opencv",
         "yaml": "python3-yaml",
         "rich": "python3-rich",
+        "PIL": "python3-pil",
     }
     from_pip = {"onnx", "google", "onnxruntime", "openvino", "skvideo"}
     imported: set[str] = set()

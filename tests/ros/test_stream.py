@@ -408,7 +408,7 @@ def test_publishers_that_were_never_heard_are_told_from_a_camera_that_stopped(
     graph = graph_with(model=model_factory())
     node = graph.add(SegmentNode())
     graph.wait_for_state("active")
-    (heard, _) = node._cameras[""]
+    (heard, _) = node.cameras[""]
     # Not spun: a publisher that goes while an executor waits for its events would end it.
     camera = Node("camera")
     try:
