@@ -209,6 +209,12 @@ class FrameSource:
                 f"source {name} is a bag: play it with `ros2 bag play`, and let segment_node's "
                 "`image` be its topic"
             )
+        elif path.suffix.lower() == ".bag":
+            raise SourceError(
+                f"source {name} is a bag of ROS 1: convert it with `rosbags-convert --src "
+                f"{path.name} --dst FOLDER` (pip install rosbags), and play that with `ros2 bag "
+                "play FOLDER`"
+            )
         elif path.suffix.lower() in PHOTO_SUFFIXES:
             raise SourceError(
                 f"source {name} is a photo of a kind that OpenCV does not read everywhere: save it "

@@ -194,9 +194,14 @@ def test_any_other_text_is_refused_in_words_that_can_be_printed(source: str) -> 
 
 def test_pipes_and_bags_are_refused_with_another_way(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for name in ("a.mcap", "photo.HEIC"):
+    for name in ("a.mcap", "b.bag", "photo.HEIC"):
         (tmp_path / name).write_bytes(b"data")
-    ways = {"pipe": "udp://", "a.mcap": "ros2 bag play", "photo.HEIC": "save it as .jpg"}
+    ways = {
+        "pipe": "udp://",
+        "a.mcap": "ros2 bag play",
+        "b.bag": "rosbags-convert",
+        "photo.HEIC": "save it as .jpg",
+    }
     for name, way in ways.items():
         with pytest.raises(SourceError, match=way):
             FrameSource(str(tmp_path / name))

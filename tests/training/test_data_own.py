@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import cv2
@@ -19,8 +20,10 @@ from training.__main__ import main as train
 from training.data.__main__ import main as check
 from training.data.class_list_file import read_class_list
 from training.data.files import DataError
+from training.data.frames import open_frames
 from training.data.module import OwnLabels
 from training.data.own import find_label_set, own_pairs
+from training.data.pairs import Pair, read_pair
 
 #: Two colours are one class, and black is ignored.
 CLASSES = """\
@@ -102,6 +105,55 @@ def test_folders_of_masks_beside_those_of_images(tmp_path, ending):
             folder.mkdir()
             (folder / f"{name}.png").touch()
     assert stems(tmp_path, "train") == ["a"] and stems(tmp_path, "val") == ["b"]
+
+
+@pytest.mark.parametrize(
+    "folders", [("Images", "Masks"), ("IMG", "masks_machine"), ("JpegImages", "segmentationclass")]
+)
+@pytest.mark.parametrize("split", ["", "Train", "VALID"])
+def test_the_case_of_folders_does_not_matter(tmp_path, folders, split):
+    """Windows and macOS take Images and images for one folder."""
+    for i in range(2):
+        for folder, suffix in zip(folders, (".JPG", ".PNG"), strict=True):
+            write_mask(tmp_path / split / folder / f"{i}{suffix}", np.zeros((4, 4, 3), np.uint8))
+    assert len(own_pairs(tmp_path, "val" if split == "VALID" else "train")) == (2 if split else 1)
+
+
+@pytest.mark.parametrize("forms", [("NFD", "NFC"), ("NFC", "NFD")])
+def test_accents_that_a_mac_wrote_are_the_same_name(tmp_path, forms):
+    for folder, form in zip(("images", "masks"), forms, strict=True):
+        for name in ("Stra\xdfe \xfc", "\xe9t\xe9", "\ud55c"):
+            stem = unicodedata.normalize(form, name)
+            write_mask(tmp_path / folder / f"{stem}.png", np.zeros((4, 4, 3), np.uint8))
+    assert len(own_pairs(tmp_path, "train") + own_pairs(tmp_path, "val")) == 3
+
+
+def test_a_number_is_not_the_beginning_of_another(tmp_path):
+    """frame_10 is not the label of frame_1, although all labels end in 0."""
+    for i in (1, 2, 3):
+        write_mask(tmp_path / "images" / f"frame_{i}.png", np.zeros((4, 4, 3), np.uint8))
+        write_mask(tmp_path / "masks" / f"frame_{10 * i}.png", np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(DataError, match=r"frame_1.png: no label"):
+        own_pairs(tmp_path, "train")
+
+
+def test_home_is_the_home_folder(own, monkeypatch):
+    monkeypatch.setenv("HOME", str(own.parent))
+    assert len(own_pairs("~/own", "train")) == 8
+    assert find_label_set("~/own/classes.yaml").classes
+    assert len(open_frames("~/own/images")) == 10
+    with pytest.raises(DataError, match="~nobody_has_this_name"):
+        own_pairs("~nobody_has_this_name/own", "train")
+
+
+@pytest.mark.parametrize(
+    ("size", "fix"), [((96, 64), "EXIF"), ((32, 48), "size of the image"), ((64, 95), "size")]
+)
+def test_masks_of_another_size_are_refused_with_a_fix(own, size, fix):
+    write_mask(own / "masks" / "3_mask.png", np.zeros((*size, 3), np.uint8))
+    pair = Pair(own / "images" / "3.jpg", own / "masks" / "3_mask.png")
+    with pytest.raises(DataError, match=f"3_mask.png: labels are {size[1]}x{size[0]}.*{fix}"):
+        read_pair(pair, read_class_list(own / "classes.yaml").read)
 
 
 def test_folders_that_are_missing_or_doubled_are_named(own):

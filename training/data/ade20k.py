@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -186,7 +187,8 @@ def ade20k_pairs(root: str | Path, split: str) -> list[Pair]:
         DataError: a folder is missing, or an image has no label, or a label no image.
     """
     folder = _FOLDERS[split]
-    return pair_files(Path(root) / "images" / folder, Path(root) / "annotations" / folder)
+    root = Path(os.path.expanduser(root))
+    return pair_files(root / "images" / folder, root / "annotations" / folder)
 
 
 def read_ade20k(path: Path) -> np.ndarray:

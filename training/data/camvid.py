@@ -12,6 +12,7 @@ the rest is for training (367).
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -127,7 +128,7 @@ def camvid_pairs(root: str | Path, split: str) -> list[Pair]:
         DataError: no layout is there, an image has no label, or a label no image; or a frame
             of Cambridge's folders does not have its name there.
     """
-    root = Path(root)
+    root = Path(os.path.expanduser(root))
     if (root / split / "images").is_dir():
         return pair_files(root / split / "images", root / split / "labels")
     if (root / f"{split}_labels").is_dir():

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -70,7 +71,7 @@ def read_class_list(path: str | Path) -> ClassList:
     Raises:
         DataError: the file cannot be read, or is not as above; see also ``ClassList``.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     readers = {
         **dict.fromkeys((".yaml", ".yml", ".json"), _yaml_rows),
         **dict.fromkeys((".csv", ".tsv"), _csv_rows),

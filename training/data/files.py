@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import unicodedata
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -85,7 +86,8 @@ def progress(items, what: str, total: int | None):  # type: ignore[no-untyped-de
 def image_files(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
     """Image files below a folder by their path within it, less the suffix, in natural order.
 
-    See ``ctxseg_ros.files.walk`` for what is read; a warning says what was passed over.
+    See ``ctxseg_ros.files.walk`` for what is read; a warning says what was passed over. The keys
+    are in Unicode's form NFC: a Mac may write accents as characters of their own.
 
     Raises:
         DataError: there is no such folder, it holds no image, or two files share a stem.
@@ -96,6 +98,7 @@ def image_files(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> dic
     by_stem: dict[str, Path] = {}
     for path in found:
         stem = path.relative_to(folder).with_suffix("").as_posix()
+        stem = unicodedata.normalize("NFC", stem)
         if stem in by_stem:
             both = f"{shown(path)} and {shown(by_stem[stem])}"
             raise DataError(f"{both} have the same name but for the suffix: remove one of them")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -181,7 +182,8 @@ def _listed(source: Source) -> str:
 
 def _files(source: Source) -> list[Path]:
     """Images, videos and bags at or below each path."""
-    return [found for entry in _entries(source) for found in _found(Path(entry))]
+    paths = [Path(os.path.expanduser(entry)) for entry in _entries(source)]
+    return [found for path in paths for found in _found(path)]
 
 
 def _found(path: Path) -> list[Path]:

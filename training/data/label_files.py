@@ -41,7 +41,6 @@ _NOT_AN_IMAGE = (
     NotImplementedError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
 
 
@@ -86,6 +85,11 @@ def read_label_image(path: Path) -> LabelImage:
         raise DataError(f"{name}: {error.cause}; copy it again or remove it") from error
     except FileNotFoundError as error:
         raise DataError(f"{name}: cannot be read as an image ({error.strerror})") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{name}: cannot be read as an image (more than twice the MAX_IMAGE_PIXELS of Pillow, "
+            f"{Image.MAX_IMAGE_PIXELS}); cut it and its image into tiles"
+        ) from error
     except _NOT_AN_IMAGE as error:
         # Pillow's messages name its own objects in memory.
         reason = str(error) if "<_io" not in str(error) else "unknown format"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ _MASKS = (
     "annotations",
     "SegmentationClass",
     "SegmentationClassPNG",
+    "masks_machine",
     "label",
     "mask",
 )
@@ -89,12 +91,12 @@ def own_pairs(
 
     Args:
         root: a folder with ``images`` (or JPEGImages, imgs, img) and ``labels`` (or masks,
-            annotations, SegmentationClass, SegmentationClassPNG, label, mask). Below both, or
-            above both, there may be the folders ``train`` and ``val`` (or training; valid,
-            validation); or they are ``train`` and ``train_labels`` (or train_masks, trainannot),
-            likewise for ``val``. Without them, ``val_share`` of the images are for validation,
-            evenly spread over their names. Frames of one video look alike: give those that are
-            to validate a folder of their own.
+            annotations, SegmentationClass, SegmentationClassPNG, masks_machine, label, mask), in
+            upper or lower case. Below both, or above both, there may be the folders ``train`` and
+            ``val`` (or training; valid, validation); or they are ``train`` and ``train_labels`` (or
+            train_masks, trainannot), likewise for ``val``. Without them, ``val_share`` of the
+            images are for validation, evenly spread over their names. Frames of one video look
+            alike: give those that are to validate a folder of their own.
         split: ``train`` or ``val``.
         val_share: above 0, below 1.
         bits: that images of 16 bits use, 8 to 16.
@@ -103,7 +105,7 @@ def own_pairs(
         DataError: a folder is missing or there are two for one thing, an image has no label, or
             a label no image.
     """
-    root = Path(root).expanduser()
+    root = Path(os.path.expanduser(root))
     if not 0 < val_share < 1:
         raise DataError(f"val_share is {val_share}: give a share above 0 and below 1")
     if not root.is_dir():
@@ -123,10 +125,11 @@ def own_pairs(
 
 def _beside(root: Path, split: str) -> tuple[Path, Path] | None:
     """Folders such as ``train`` and ``train_labels``."""
+    folders = _folders(root)
     for name in _SPLITS[split]:
         for ending in _BESIDE:
-            if (root / name).is_dir() and (root / f"{name}{ending}").is_dir():
-                return root / name, root / f"{name}{ending}"
+            if name in folders and f"{name}{ending}".lower() in folders:
+                return folders[name], folders[f"{name}{ending}".lower()]
     return None
 
 
@@ -135,8 +138,9 @@ def _split_folder(folder: Path, split: str) -> Path | None:
 
     Raises DataError where the other split has one and this has none.
     """
+    folders = _folders(folder)
     found = {
-        name: next((folder / each for each in names if (folder / each).is_dir()), None)
+        name: next((folders[each] for each in names if each in folders), None)
         for name, names in _SPLITS.items()
     }
     if any(found.values()) and found[split] is None:
@@ -145,8 +149,14 @@ def _split_folder(folder: Path, split: str) -> Path | None:
     return found[split]
 
 
+def _folders(root: Path) -> dict[str, Path]:
+    """The folders in a folder by their names in lower case."""
+    return {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()}
+
+
 def _one_of(root: Path, names: tuple[str, ...]) -> Path:
-    found = [root / name for name in names if (root / name).is_dir()]
+    folders = _folders(root)
+    found = [folders[name.lower()] for name in names if name.lower() in folders]
     if len(found) != 1:
         there = f"both {found[0].name} and {found[1].name}" if found else "none of the folders"
         choice = "keep one of them" if found else ", ".join(names)

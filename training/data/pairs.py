@@ -57,7 +57,8 @@ def _without_ending(labels: dict[str, Path], images: Mapping[str, Path]) -> dict
     first = next(iter(labels))
     owner = max((stem for stem in images if first.startswith(stem)), key=len, default=first)
     ending = first[len(owner) :]
-    if not ending or not all(stem.endswith(ending) for stem in labels):
+    # Of frame_10 and frame_20 the 0 is part of a number: they are not labels of frame_1 and 2.
+    if not ending or ending[0].isdigit() or not all(stem.endswith(ending) for stem in labels):
         return labels
     return {stem[: -len(ending)]: path for stem, path in labels.items()}
 
@@ -108,9 +109,15 @@ def read_pair(pair: Pair, read: LabelReader) -> LabelledFrame:
     """
     image, label = pair.rgb(), read(pair.label)
     if image.shape[:2] != label.shape:
+        turned = (
+            "; if the image was turned upright by its EXIF orientation after the labels were "
+            "drawn, turn the labels too"
+            if image.shape[1::-1] == label.shape
+            else "; export the labels in the size of the image"
+        )
         raise DataError(
             f"{shown(pair.label)}: labels are {label.shape[1]}x{label.shape[0]}, their image "
-            f"{pair.image.name} is {image.shape[1]}x{image.shape[0]}"
+            f"{shown(pair.image.name)} is {image.shape[1]}x{image.shape[0]}{turned}"
         )
     return image, label, pair.image.stem
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,8 @@ def stanford_pairs(root: str | Path, split: str) -> list[Pair]:
     Raises:
         DataError: a folder is missing, or an image has no label, or a label no image.
     """
-    images, labels = Path(root) / "images", Path(root) / "labels"
+    root = Path(os.path.expanduser(root))
+    images, labels = root / "images", root / "labels"
     files = image_files(images)
     found = files_below(labels, {".txt"})
     regions = {p.name.removesuffix(_SUFFIX): p for p in found if p.name.endswith(_SUFFIX)}
