@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import launch.logging
-import yaml
 from launch import LaunchContext
 from launch.actions import DeclareLaunchArgument
 from launch_ros.parameter_descriptions import ParameterValue
 
+from ctxseg_ros.ros import startup
 from ctxseg_ros.spelling import nearest
 
 PARAMETERS = {
@@ -156,9 +156,10 @@ def switch(values: Mapping[str, str], name: str) -> bool:
 
 
 def listed(value: Any) -> list[str]:
-    """The items of "a,b", or of a list; without the empty ones at the end."""
-    items = value.split(",") if isinstance(value, str) else value or []
-    items = [str(item).strip() for item in items]
+    """The items of "a,b", or of a YAML's value, as texts; none if all of them are empty."""
+    if not isinstance(value, list):
+        value = [] if value is None else str(value).split(",")
+    items = [str(item).strip() for item in value]
     return items if any(items) else []
 
 
@@ -175,6 +176,8 @@ def absolute_source(source: str) -> str:
 def existing_file(values: Mapping[str, str], name: str) -> str:
     """The full path of an argument that must be a file. Raises RuntimeError."""
     path = absolute(values[name])
+    if not path:
+        raise RuntimeError(f"{name} is empty: give the path of a file, or leave the argument out")
     if not os.path.isfile(path):
         what = "is not a file" if os.path.exists(path) else "does not exist"
         raise RuntimeError(f"{name} is {path}, which {what}")
@@ -223,45 +226,22 @@ def file_parameters(path: str, node: str) -> dict[str, Any]:
     file is not such a YAML.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        sections = startup.sections(path)
+    except (OSError, ValueError) as error:
         raise RuntimeError(f"params_file {path} cannot be read: {error}") from None
-    sections = dict(_sections(content, ""))
     if not sections:
         raise RuntimeError(
             f"params_file {path} has no parameters: it needs a node's name (or /**), in it "
             "ros__parameters, and in that the parameters, as config/segment.yaml has them"
         )
-    matching = [name for name in sections if _matches(name, node)]
+    matching = [parameters for name, parameters in sections if startup.matches(name, node)]
     if not matching:
+        names = ", ".join(name for name, _ in sections)
         warn(
-            f"params_file {path} has parameters for {', '.join(sections)}, none for {node}: "
+            f"params_file {path} has parameters for {names}, none for {node}: "
             f"rename the key to {node} or to /**"
         )
-    found: dict[str, Any] = {}
-    for name in matching:
-        found |= sections[name]
-    return found
-
-
-def _sections(content: Any, name: str) -> Iterable[tuple[str, dict[str, Any]]]:
-    """(full name of a node, its parameters) of a parameter file; names may be nested."""
-    if not isinstance(content, dict):
-        return
-    for key, value in content.items():
-        if key == "ros__parameters":
-            yield name or "/", value if isinstance(value, dict) else {}
-        else:
-            yield from _sections(value, f"{name}/{str(key).strip('/')}")
-
-
-def _matches(pattern: str, node: str) -> bool:
-    """Whether rcl's wildcards (** for any names, * for one) fit the node's full name."""
-    parts = [
-        {"**": r"(/[^/]+)*", "*": r"/[^/]+"}.get(part, "/" + re.escape(part))
-        for part in pattern.strip("/").split("/")
-    ]
-    return re.fullmatch("".join(parts), node) is not None
+    return {name: value for parameters in matching for name, value in parameters.items()}
 
 
 def check_cameras(cameras: Sequence[str]) -> None:

@@ -28,8 +28,8 @@ from ctxseg_ros.spelling import nearest
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SWITCH = {
-    **dict.fromkeys(("true", "yes", "on", "y"), True),
-    **dict.fromkeys(("false", "no", "off", "n"), False),
+    **dict.fromkeys(("true", "yes", "on", "y", "1"), True),
+    **dict.fromkeys(("false", "no", "off", "n", "0"), False),
 }
 _TEXT = "text"
 _NULL = ("null", "Null", "NULL", "~")
@@ -185,7 +185,8 @@ def _text(value: Any) -> str:
 
 
 def switch(default: bool, description: str, *, read_only: bool = False) -> Setting:
-    """True or false, in quotes too and in all of YAML's words."""
+    """True or false, in quotes too and in all of YAML's words; in quotes also 1 and 0, as launch
+    has them."""
 
     def check(value: Any) -> bool:
         if isinstance(value, bool):

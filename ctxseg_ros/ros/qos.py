@@ -116,11 +116,13 @@ def other_transport(
     if compressed and IMAGE in published.get(other, ()):
         return f"{nobody}, but {other} is published: set image_transport:=raw"
     for plugin in _OTHER_PLUGINS:
+        # Humble's republish takes the transports as arguments, Jazzy's as parameters.
         if f"{image}/{plugin}" in published:
             return (
                 f"{nobody}, but {image}/{plugin} is published, which this node does not read: let "
-                "the camera publish raw or compressed images, or republish it (ros2 run "
-                f"image_transport republish {plugin} raw)"
+                "the camera publish raw or compressed images, or republish it: ros2 run "
+                f"image_transport republish {plugin} raw --ros-args -p in_transport:={plugin} "
+                f"-p out_transport:=raw -r in/{plugin}:={image}/{plugin} -r out:={image}"
             )
     return None
 

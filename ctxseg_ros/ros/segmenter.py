@@ -171,7 +171,9 @@ class SegmentNode(LifecycleNode):
 
     def _with_advice(self, reason: str) -> str:
         """Why configure failed, and the commands that help."""
-        if any(SETTINGS[name].read_only for name in self._settings.faults):
+        # rclpy declares QoS overrides read-only.
+        read_only = any(SETTINGS[name].read_only for name in self._settings.faults)
+        if read_only or "QoS override" in reason:
             return f"{reason}. Start the node again with an allowed value"
         name = self._full_name
         return (

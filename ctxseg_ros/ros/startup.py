@@ -24,6 +24,8 @@ _FIXES = {
     "with /** for any node",
     "UnknownROSArgsError": "write -p NAME:=VALUE for a parameter, -r FROM:=TO for a remapping",
     "parameter override rule": "write it as -p NAME:=VALUE, an empty text as -p 'NAME:=\"\"'",
+    "Couldn't parse remap rule": "write it as -r FROM:=TO, or -r __ns:=/NAME: names of letters, "
+    "digits, _ and /, no digit at the start of a part",
     "Will not support aliasing": "write the value itself in place of each & and *",
     "Error parsing a event": "it is not valid YAML: look for tabs, unclosed quotes and letters "
     "that are not UTF-8",
@@ -113,23 +115,34 @@ def ignored(arguments: Sequence[str], node: str, is_parameter: Callable[[str], b
         elif word in ("-p", "--param"):
             rule = next(words, "")
             owner, colon, _ = rule.partition(":=")[0].rpartition(":")
-            if colon and not _matches(owner, node):
+            if colon and not matches(owner, node):
                 said.append(f"-p {rule} is ignored: it is for {owner}, this node is {node}")
     return said
 
 
-def _unused_sections(file: str, node: str) -> list[str]:
+def sections(file: str) -> list[tuple[str, dict[str, Any]]]:
+    """(node's name, its parameters) of each part of a parameter file, in order; names may be
+    nested in the file, and are joined by / here.
+
+    Raises OSError, or ValueError if the file is not YAML.
+    """
     import yaml  # may be missing, which a node's own imports say better
 
     try:
-        content = yaml.safe_load(Path(file).read_bytes())
-    except (OSError, yaml.YAMLError):  # ROS has read it, or has said why not
+        return list(_sections(yaml.safe_load(Path(file).read_bytes()), ""))
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+
+
+def _unused_sections(file: str, node: str) -> list[str]:
+    try:
+        names = [name for name, _ in sections(file)]
+    except (OSError, ValueError):  # ROS has read it, or has said why not
         return []
-    sections = list(_sections(content, ""))
     # A file for several nodes may have others' sections, so those are only read as this node's
     # where it has none, or where their name is the executable's.
-    others = [name for name in sections if not _matches(name, node)]
-    if len(others) < len(sections):
+    others = [name for name in names if not matches(name, node)]
+    if len(others) < len(names):
         others = [name for name in others if name.rpartition("/")[2] == f"{_base(node)}_node"]
     return [
         f"{file}: the parameters under {' and '.join(others)} are ignored, for this node is "
@@ -137,19 +150,19 @@ def _unused_sections(file: str, node: str) -> list[str]:
     ] * bool(others)
 
 
-def _sections(content: Any, prefix: str) -> Iterator[str]:
-    """The names of the nodes that a params file has parameters for."""
+def _sections(content: Any, prefix: str) -> Iterator[tuple[str, dict[str, Any]]]:
     if not isinstance(content, dict):
         return
     for key, value in content.items():
         if key == "ros__parameters":
-            yield prefix
+            yield prefix, value if isinstance(value, dict) else {}
         else:
             yield from _sections(value, f"{prefix}/{key}" if prefix else str(key))
 
 
-def _matches(pattern: str, node: str) -> bool:
-    """As ROS does it: ** stands for any number of namespaces, * for one; the first / may lack."""
+def matches(pattern: str, node: str) -> bool:
+    """Whether a node's name in a parameter file is this node's full name, as ROS compares them:
+    ** stands for any number of names, * for one; the first / may be missing."""
     words = {"**": "(/[^/]+)*", "*": "/[^/]+"}
     parts = [part for part in pattern.split("/") if part]
     return re.fullmatch("".join(words.get(p, "/" + re.escape(p)) for p in parts), node) is not None

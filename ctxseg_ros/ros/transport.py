@@ -172,7 +172,8 @@ def segment_bytes(profile: Path) -> int:
 
 
 def _uses_fast_dds(environment: Mapping[str, str]) -> bool:
-    return "fastrtps" in environment.get("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp")
+    # ROS takes its default where the variable is empty, too.
+    return "fastrtps" in (environment.get("RMW_IMPLEMENTATION") or "rmw_fastrtps_cpp")
 
 
 def _needed(profile: Path) -> int:

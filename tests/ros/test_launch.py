@@ -232,7 +232,7 @@ def test_booleans_are_taken_as_people_write_them(run: Launch, word: str, value: 
     segment = run("segment.launch.py", f"respawn:={word}", f"use_sim_time:={word}")
     assert segment.node("segment_node")["respawn"] is value
     assert segment.parameters() == {"use_sim_time": value}
-    assert SETTINGS["autostart"].check(word) is value if word not in "10" else True
+    assert SETTINGS["autostart"].check(word) is value
 
 
 @pytest.mark.parametrize("name", ["rviz", "shm", "respawn", "use_sim_time"])
@@ -316,6 +316,22 @@ def test_a_parameter_file_that_is_missing_is_an_error(
     }.items():
         with pytest.raises(RuntimeError, match=re.escape(str(tmp_path / name)) + ".*" + said):
             segment(f"params_file:={name}")
+    with pytest.raises(RuntimeError, match="params_file is empty"):
+        segment("params_file:=")
+
+
+@pytest.mark.parametrize("cameras", [5, True, 1.5, [1, 2], [True, "front"], {"front": 1}])
+def test_cameras_of_the_parameter_file_that_are_no_names_go_to_the_node_or_are_refused(
+    segment: Launch, tmp_path: Path, cameras: Any
+) -> None:
+    """What is no name is never a traceback: the launch file or the node says what is allowed."""
+    file = params(tmp_path / "p.yaml", {"cameras": cameras}, "/**")
+    try:
+        remappings = segment(file).remappings()
+    except RuntimeError as error:
+        assert "cannot be a name in ROS" in str(error)
+    else:
+        assert all(re.match(r"True/|front/", name) for name in remappings)
 
 
 SECTIONS = {

@@ -102,3 +102,5 @@ def test_a_configure_that_fails_half_way_leaves_no_publisher(
     for _ in range(3):
         assert not graph.transition("configure")
         assert len(list(node.publishers)) == before
+    message = graph.status().message  # the parameter is read-only
+    assert "Start the node again" in message and "ros2 param set" not in message

@@ -82,6 +82,10 @@ def test_the_same_images_in_another_way_are_found_and_nothing_else(
     for plugin in ("theora", "zstd", "ffmpeg"):
         found = qos.other_transport(topic, compressed, others | {f"{image}/{plugin}": ["x/msg/Y"]})
         assert found is not None and f"republish {plugin} raw" in found
+        # Jazzy's republish reads the topics `in/PLUGIN` and `out`, and takes parameters.
+        for part in (f"in_transport:={plugin}", f"-r in/{plugin}:={image}/{plugin}"):
+            assert f" {part} " in found
+        assert found.endswith(f" -r out:={image}")
 
 
 def test_a_remapping_that_names_the_compressed_topic_itself_is_explained() -> None:

@@ -204,6 +204,13 @@ def test_other_nodes_sections_beside_ones_own_are_left_alone(tmp_path: Path) -> 
     assert "under segment_node are" in said
 
 
+@pytest.mark.parametrize("value", ["2026-13-45", "2026-02-30 12:00:00", "0x_", "!robot r2"])
+def test_what_only_yaml_cannot_read_does_not_end_the_node(value: str, tmp_path: Path) -> None:
+    """ROS takes these values for texts."""
+    arguments = params_file(tmp_path, f"/**:\n  ros__parameters:\n    note: {value}\n")
+    assert startup.ignored(["--ros-args", *arguments], "/segment", lambda _: False) == []
+
+
 # Why a node does not start
 
 
@@ -211,6 +218,11 @@ def test_other_nodes_sections_beside_ones_own_are_left_alone(tmp_path: Path) -> 
     ("arguments", "said"),
     [
         (["-r", "__node:=a-b"], "a-b"),
+        (["-r", "image:=/cam-1/image"], "letters, digits, _ and /"),
+        (["-r", "image:=/cam 1/image"], "letters, digits, _ and /"),
+        (["-r", "image:="], "-r FROM:=TO"),
+        (["-r", "image=/cam"], "-r FROM:=TO"),
+        (["-r", "__ns:=robot-1"], "letters, digits, _ and /"),
         (["--params-file", "/does/not/exist.yaml"], "check the path"),
         (["model:=x"], "-p NAME:=VALUE"),
         (["-p", "model=x"], "-p NAME:=VALUE"),

@@ -89,7 +89,8 @@ def test_other_middleware_is_left_alone() -> None:
     for name in ("rmw_cyclonedds_cpp", "rmw_zenoh_cpp"):
         assert transport.choose({"RMW_IMPLEMENTATION": name}, none) == transport.Choice({})
         assert transport.shortage({"RMW_IMPLEMENTATION": name, **large}, none) == ""
-    assert transport.shortage({"RMW_IMPLEMENTATION": "rmw_fastrtps_cpp", **large}, none)
+    for name in ("rmw_fastrtps_cpp", "rmw_fastrtps_dynamic_cpp", ""):  # empty: ROS's default
+        assert transport.shortage({"RMW_IMPLEMENTATION": name, **large}, none)
 
 
 def test_a_profile_that_does_not_exist_is_named(tmp_path: Path) -> None:
