@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Class lists: masks are read back as they were written; files of every tool; what is refused."""
 
+import json
+
 import cv2
 import numpy as np
 import pytest
@@ -234,6 +236,59 @@ KAGGLE = "name,r,g,b\nroad,128,64,128\ncar,64, 0, 128\nsky,128,128,128\nVoid,0,0
             '[{"name": "road", "colour": [128, 64, 128]}, {"name": "car", "colour": [64, 0, 128]},'
             '{"name": "sky", "colour": [128, 128, 128]}, {"name": "void", "colour": [0, 0, 0]}]',
         ),
+        ("mmseg.json", json.dumps({"classes": NAMES, "palette": COLOURS})),
+        (  # Mapillary
+            "config.json",
+            json.dumps(
+                {
+                    "labels": [
+                        {"name": n, "readable": n, "color": c, "evaluate": n != "void"}
+                        | {"instances": False}
+                        for n, c in zip(NAMES, COLOURS, strict=True)
+                    ],
+                    "version": "1.2",
+                }
+            ),
+        ),
+        (  # Supervisely: the ids are its server's
+            "meta.json",
+            json.dumps(
+                {
+                    "classes": [
+                        {"title": n, "id": 9_000_000 - i, "shape": "bitmap", "hotkey": ""}
+                        | {"color": "#{:02X}{:02x}{:02X}".format(*c), "geometry_config": {}}
+                        for i, (n, c) in enumerate(zip(NAMES, COLOURS, strict=True))
+                    ],
+                    "tags": [],
+                }
+            ),
+        ),
+        (  # CVAT's raw labels
+            "cvat.json",
+            json.dumps(
+                [
+                    {"name": n, "id": 44 - i, "type": "any", "attributes": []}
+                    | {"color": "#{:02x}{:02x}{:02x}".format(*c)}
+                    for i, (n, c) in enumerate(zip(NAMES, COLOURS, strict=True))
+                ]
+            ),
+        ),
+        (  # Cityscapes' labels: the ignored ones share an id and a colour
+            "cityscapes.csv",
+            "name,trainId,category,catId,hasInstances,ignoreInEval,color\n"
+            'unlabeled,255,void,0,False,True,"(0, 0, 0)"\n'
+            'ego vehicle,255,void,0,False,True,"(0, 0, 0)"\n'
+            'road,0,flat,1,False,False,"(128, 64,128)"\ncar,1,vehicle,7,True,False,"(64,0,128)"\n'
+            'sky,2,sky,5,False,False,"(128,128,128)"\n'
+            'license plate,-1,vehicle,7,False,True,"(0, 0,142)"\n',
+        ),
+        (
+            "a.yaml",
+            "- road: [128, 64, 128]\n- car: '#400080ff'\n- sky: '#808080'\n- void: '#000000'",
+        ),
+        ("a.txt", KAGGLE),
+        ("a.txt", KAGGLE.partition("\n")[2]),
+        ("a.txt", "road 128 64 128\ncar 64 0 128\nsky 128 128 128\nvoid 0 0 0\n"),
     ],
 )
 def test_lists_of_every_tool(tmp_path, name, content):
@@ -254,6 +309,16 @@ def test_lists_of_every_tool(tmp_path, name, content):
         ("a.yaml", "{road: 0, car: 1, sky: 2}"),
         ("id2label.json", '{"0": "road", "1": "car", "2": "sky"}'),
         ("a.txt", "__ignore__\nroad\ncar\nsky\n"),
+        ("a.txt", "2 sky\n0 road\n1 car\n"),
+        ("a.txt", "1: car\n2: sky\n0: road\n"),
+        ("_classes.csv", "Pixel Value, Class\n2, sky\n1, car\n0, road\n"),  # Roboflow
+        ("config.json", '{"id2label": {"2": "sky", "0": "road", "1": "car"}, "num_labels": 3}'),
+        (
+            "coco.json",
+            '{"info": {}, "images": [], "categories": [{"id": 0, "name": "road", "isthing": 0},'
+            '{"id": 2, "name": "sky"}, {"id": 1, "name": "car", "supercategory": "vehicle"}]}',
+        ),
+        ("objects.txt", "Idx\tRatio\tName\n2\t0.2\tsky\n1\t0.1\tcar\n0\t0.5\troad\n"),
     ],
 )
 def test_names_alone_stand_for_ids_in_their_order(tmp_path, name, content):
@@ -263,6 +328,20 @@ def test_names_alone_stand_for_ids_in_their_order(tmp_path, name, content):
     assert listed.read(tmp_path / "a.png").tolist() == [[0, 1, 2, IGNORE]]
     assert [n for n, _ in listed.classes] == NAMES[:3]
     assert len({colour for _, colour in listed.classes}) == 3
+
+
+def test_the_void_of_pascal_voc_has_a_colour(tmp_path):
+    """255 in its palette is drawn in a colour that no class list has."""
+    image = Image.fromarray(np.array([[0, 1, 255]], np.uint8), "P")
+    image.putpalette([0, 0, 0, 128, 0, 0, *[9] * 253 * 3, 224, 224, 192])
+    image.save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("background:0,0,0::\naeroplane:128,0,0::\n")
+    listed = read_class_list(tmp_path / "a.txt")
+    assert listed.read(tmp_path / "a.png").tolist() == [[0, 1, IGNORE]]
+    # Colours for display only: the list has none of them but black.
+    image.putpalette([0, 0, 0, 1, 2, 3, *[9] * 253 * 3, 224, 224, 192])
+    image.save(tmp_path / "a.png")
+    assert listed.read(tmp_path / "a.png").tolist() == [[0, 1, IGNORE]]
 
 
 def test_several_colours_are_one_class(tmp_path):
@@ -321,6 +400,12 @@ def test_ids_beyond_eight_bits_and_out_of_order(tmp_path):
         ("a.yaml", "- {name: a, colour: [1, 2, 3]}\n- b", "'b' has no colour"),
         ("a.yaml", "- {name: a, ignore: true}\n- {name: a, id: 3}\n", "'a' is ignored"),
         ("a.yaml", "classes: [a, b]\nignore: [c]", "'c'"),
+        ("a.yaml", "classes: [a, b]\ningore: [b]", "did you mean ignore"),
+        ("a.yaml", "names: [a, b]\nignore_index: 255", "did you mean ignore"),
+        ("a.json", '{"classes": ["a", "b"], "palette": [[1, 2, 3]]}', "list of 2 colours"),
+        ("a.csv", "name,id,trainId\na,7,0\n", "all but one of id, trainId"),
+        ("a.csv", "name,id\na,-1\n", "'-1'"),
+        ("a.csv", "name,id\na,1\nvoid,1\n", "'a' and 'void' have the same id"),
         ("a.xlsx", "PK", "ends in"),
         ("nowhere.csv", None, "No such file"),
     ],

@@ -61,9 +61,9 @@ class ClassList:
         entries: the rows. source: where they are from, for messages.
 
     Raises:
-        DataError: there is no class, or more than a model can have; two rows share an id or a
-            colour; a name is not printable text, or ignored in one row only; or only some
-            classes have an id or a colour.
+        DataError: there is no class, or more than a model can have; two rows that are not both
+            ignored share an id or a colour; a name is not printable text, or ignored in one row
+            only; or only some classes have an id or a colour.
     """
 
     def __init__(self, entries: Sequence[Entry], source: str | Path) -> None:
@@ -157,11 +157,13 @@ class ClassList:
         labels = self.by_colour(image.table)
         used = np.unique(image.values)
         known = labels[used] != UNKNOWN
-        if not known.all():
+        if not known[used != IGNORE].all():
             if not (known & image.table[used].any(-1)).any():
                 return self._by_id_or_refuse(path, image)
             rgb = image.table[image.values]
             raise DataError(f"{shown(path)}: {self._unknown_colours(rgb, labels[image.values])}")
+        if labels[IGNORE] == UNKNOWN:  # PASCAL VOC draws its void in a colour
+            labels[IGNORE] = IGNORE
         return labels[image.values].astype(np.uint8)
 
     def _by_id(self, image: LabelImage, void: bool = True) -> np.ndarray | None:
@@ -312,9 +314,10 @@ def _check(entries: Sequence[Entry], source: str | Path) -> None:
         given = {e.name for e in kept if getattr(e, what) is not None}
         if given and (without := names - given):
             refuse(f"{min(without)!r} has no {what}, and {min(given)!r} has; give all or none one")
-        seen: dict[object, str] = {}
+        seen: dict[object, Entry] = {}
         for entry in entries:
             value = getattr(entry, what)
-            if value is not None and value in seen:
-                refuse(f"{seen[value]!r} and {entry.name!r} have the same {what}, {value}")
-            seen[value] = entry.name
+            other = seen.setdefault(value, entry)
+            if value is None or other is entry or (other.ignored and entry.ignored):
+                continue
+            refuse(f"{other.name!r} and {entry.name!r} have the same {what}, {value}")

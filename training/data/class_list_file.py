@@ -9,21 +9,24 @@ YAML (or JSON), one row for each class::
     - {name: various, colour: [0, 0, 0], ignore: true}
 
 or names alone (``[road, sky]``), or ``{0: road, 1: sky}``, or ``{road: [128, 64, 0]}``; any of
-these also under the key ``classes`` or ``names``, beside which ``ignore`` may list names, colours
-and ids that are not to be learnt: ``ignore: [various, [0, 0, 0], 255]``.
+these also under the key ``classes``, ``names``, ``labels`` (Mapillary), ``categories`` (COCO) or
+``id2label`` (Hugging Face), beside which ``ignore`` may list names, colours and ids that are not to
+be learnt, ``ignore: [various, [0, 0, 0], 255]``, and ``palette`` the colours of names.
 
 CSV (comma, semicolon or tab) has a line of headings: ``name`` (or label, class), ``id``, ``r``,
 ``g``, ``b`` or ``colour``, ``ignore``; ``name,r,g,b`` is Kaggle's. Text has a name a line
-(labelme), ``name:r,g,b::`` (CVAT's labelmap.txt) or ``r g b name`` (CamVid's label_colors.txt).
+(labelme), ``name:r,g,b::`` (CVAT's labelmap.txt), ``r g b name`` (CamVid's label_colors.txt),
+``name r g b`` or ``id name``; or it is a table as in CSV.
 
 A colour is three numbers of 0 to 255, three of 0 to 1 with decimal points throughout the file, or
 ``#rrggbb``. Classes called void, ignore, ``__ignore__``, unlabelled or unlabeled are ignored
-unless the row says ``ignore: false``.
+unless the row says ``ignore: false``. An ignored row that has no pixels may have the id -1.
 """
 
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import os
 import re
@@ -40,8 +43,10 @@ from training.data.label_files import IGNORE
 
 _VOID = {"void", "ignore", "unlabelled", "unlabeled"}
 _HEADINGS = {
-    "name": {"name", "label", "class", "classname", "class_name", "label_name", "category"},
-    "id": {"id", "index", "value", "class_id", "label_id", "trainid"},
+    "name": {"name", "label", "class", "classname", "class_name", "label_name", "category"}
+    | {"title"},
+    "id": {"id", "idx", "index", "value", "pixel value", "pixel_value", "class_id", "label_id"}
+    | {"trainid"},
     "colour": {"colour", "color", "rgb", "hex", "colours", "colors", "color_rgb"},
     "r": {"r", "red"},
     "g": {"g", "green"},
@@ -49,8 +54,18 @@ _HEADINGS = {
     "ignore": {"ignore", "ignored", "void", "ignoreineval"},
 }
 _KEYS = {heading: key for key, headings in _HEADINGS.items() for heading in headings}
+_LISTS = ("classes", "names", "labels", "categories", "id2label")
+#: What COCO, Mapillary, Supervisely and CVAT write beside a name and a colour.
+_OTHER_KEYS = {"supercategory", "isthing", "instances", "readable", "shape", "hotkey", "type"} | {
+    "geometry_config",
+    "attributes",
+}
+#: Keys of rows whose id is that of a server (Supervisely, CVAT), not of pixels.
+_SERVER_KEYS = {"title", "attributes"}
 _TRUE, _FALSE = {"1", "true", "yes"}, {"0", "false", "no", ""}
 _CVAT = re.compile(r"(?P<name>[^:]+):(?P<colour>\d+,\s*\d+,\s*\d+)?:[^:]*:.*")
+_ID_NAME = re.compile(r"(?P<id>\d+)\s*[:\s]\s*(?P<name>[^\d\s].*)")
+_NAME_COLOUR = re.compile(r"(?P<name>[^\d\s].*?)\s+(?P<colour>\d+[\s,]+\d+[\s,]+\d+)")
 _CAMVID = re.compile(r"(?P<colour>\d+\s+\d+\s+\d+)\s+(?P<name>\S.*)")
 
 #: A row as it stands in a file, by the keys of _HEADINGS; colours as they are written.
@@ -108,9 +123,10 @@ def _yaml_rows(text: str) -> list[_Row]:
         _refuse(f"not valid YAML: {' '.join(str(error).split())}")
     ignored: Any = []
     if isinstance(content, dict):
-        for key in ("classes", "names"):
+        for key in _LISTS:
             if isinstance(content.get(key), list | dict):
-                content, ignored = content[key], content.get("ignore", [])
+                _check_beside(content)
+                content, ignored = _coloured(content[key], content), content.get("ignore", [])
                 break
     if isinstance(content, dict):
         content = [_of_pair(key, value) for key, value in content.items()]
@@ -120,6 +136,26 @@ def _yaml_rows(text: str) -> list[_Row]:
     for value in ignored if isinstance(ignored, list) else [ignored]:
         rows = _with_ignored(rows, value)
     return rows
+
+
+def _check_beside(content: Mapping[Any, Any]) -> None:
+    """Refuse what may stand for ``ignore``, which would train what is not to be learnt."""
+    for key in content:
+        text = str(key).lower()
+        if key != "ignore" and (
+            text.startswith("ignore") or difflib.get_close_matches(text, ["ignore"], cutoff=0.7)
+        ):
+            _refuse(f"it has the key {key!r}; did you mean ignore?")
+
+
+def _coloured(classes: Any, content: Mapping[Any, Any]) -> Any:
+    """Names with the colours of a palette beside them, as MMSegmentation writes both."""
+    palette = content.get("palette")
+    if palette is None or not isinstance(classes, list):
+        return classes
+    if not isinstance(palette, list) or len(palette) != len(classes):
+        _refuse(f"palette is not a list of {len(classes)} colours, one for each class")
+    return [{"name": name, "colour": colour} for name, colour in zip(classes, palette, strict=True)]
 
 
 def _with_ignored(rows: list[_Row], value: Any) -> list[_Row]:
@@ -146,8 +182,16 @@ def _of_pair(key: Any, value: Any) -> Any:
 def _of_item(item: Any) -> Iterator[_Row]:
     if not isinstance(item, dict):
         item = {"name": item}
+    if len(item) == 1 and _KEYS.get(str(next(iter(item))).lower()) != "name":
+        ((key, value),) = item.items()  # - road: [128, 64, 128]
+        item = _of_pair(key, value)
     row: _Row = {}
     for key, value in item.items():
+        if key in _OTHER_KEYS or (key == "id" and _SERVER_KEYS & item.keys()):
+            continue
+        if key == "evaluate":  # Mapillary
+            row["ignore"] = value is False
+            continue
         known = _KEYS.get(str(key).lower())
         if known is None:
             known_keys = "name, id, colour or colours, ignore"
@@ -174,14 +218,20 @@ def _csv_rows(text: str) -> list[_Row]:
     cells = [line for line in cells if any(line)]
     if not cells:
         return []
-    headings = [_KEYS.get(cell.lower()) for cell in cells[0]]
+    first_line = cells[0]
+    headings = [_KEYS.get(cell.lower()) for cell in first_line]
+    if "name" in map(str.lower, first_line):  # beside it, Cityscapes' category is another thing
+        headings = [
+            None if key == "name" != cell.lower() else key
+            for key, cell in zip(headings, first_line, strict=True)
+        ]
     if "name" not in headings:
-        if len(cells[0]) == 4 and all(map(_is_number, cells[0][1:])):
+        if len(first_line) == 4 and all(map(_is_number, first_line[1:])):
             headings = ["name", "r", "g", "b"]
         else:
             _refuse(
-                f"the first line is {', '.join(cells[0])}; it must be headings, one of them name, "
-                "such as name,r,g,b or id,name,colour"
+                f"the first line is {', '.join(first_line)}; it must be headings, one of them "
+                "name, such as name,r,g,b or id,name,colour"
             )
     else:
         cells = cells[1:]
@@ -189,7 +239,8 @@ def _csv_rows(text: str) -> list[_Row]:
     if len(colours) not in (0, 3):
         _refuse("of the columns r, g and b one is missing")
     if twice := [key for key in headings if key and headings.count(key) > 1]:
-        _refuse(f"two columns for the {twice[0]}")
+        columns = [c for c, key in zip(first_line, headings, strict=True) if key == twice[0]]
+        _refuse(f"two columns for the {twice[0]}: remove all but one of {', '.join(columns)}")
     rows = []
     for line in cells:
         if len(line) < len(headings):
@@ -204,6 +255,12 @@ def _csv_rows(text: str) -> list[_Row]:
 def _text_rows(text: str) -> list[_Row]:
     lines = [line.strip() for line in text.splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
+    if lines and _is_table(lines[0]):
+        return _csv_rows("\n".join(lines))
+    for form in (_ID_NAME, _NAME_COLOUR):
+        matches = [match for line in lines if (match := form.fullmatch(line))]
+        if lines and len(matches) == len(lines):
+            return [match.groupdict() for match in matches]
     rows: list[_Row] = []
     for line in lines:
         if match := _CVAT.fullmatch(line) or _CAMVID.fullmatch(line):
@@ -214,6 +271,14 @@ def _text_rows(text: str) -> list[_Row]:
     if lines and lines[0] == "__ignore__":  # labelme: 255 in the files, and 0 is the next
         rows = [{**row, "id": number - 1 if number else IGNORE} for number, row in enumerate(rows)]
     return rows
+
+
+def _is_table(line: str) -> bool:
+    """Whether a line is one of headings, or has a name and a colour, with separators."""
+    cells = [cell.strip() for cell in re.split(r"[,;\t]", line)]
+    keys = {_KEYS.get(cell.lower()) for cell in cells}
+    colour = len(cells) == 4 and all(map(_is_number, cells[1:]))
+    return len(cells) > 1 and ("name" in keys or colour)
 
 
 def _entries(rows: Sequence[_Row]) -> list[Entry]:
@@ -232,6 +297,8 @@ def _entries(rows: Sequence[_Row]) -> list[Entry]:
         ignored = name.casefold().strip("_") in _VOID
         if "ignore" in row:
             ignored = _flag(name, row["ignore"])
+        if ignored and str(row.get("id")) == "-1":  # Cityscapes: no pixel has it
+            row = {key: value for key, value in row.items() if key != "id"}
         entries.append(Entry(name, _id(name, row), colour, ignored))
     return entries
 
@@ -257,7 +324,7 @@ def _numbers(row: Mapping[str, Any]) -> list[str] | None:
     if colour is None:
         return None
     if isinstance(colour, str):
-        if match := re.fullmatch(r"#?([0-9a-fA-F]{6})", colour.strip()):
+        if match := re.fullmatch(r"#?([0-9a-fA-F]{6})(?:[fF]{2})?", colour.strip()):
             return [str(part) for part in bytes.fromhex(match[1])]
         colour = re.split(r"[\s,;]+", colour.strip().strip("()[]").strip())
     if not isinstance(colour, list | tuple):
