@@ -26,10 +26,10 @@ from ctxseg_ros.ros.stream import Frame
 IMAGES = {
     "labels": "class ids (mono8) at the camera's size; 255 = unlabelled",
     "confidence": "255 x probability of that class (mono8)",
-    "attention": "attention models: 255 is the most attended patch's; enlarged smoothly (mono8)",
+    "attention": "attention models: attention scaled to 255 at its peak, interpolated (mono8)",
     "attention_mask": "attention models: 255 on the fewest patches with `attention_mass` (mono8)",
     "color": "class colours, or the attention as heat (rgb8)",
-    "overlay": "the same over the camera's frame, with a legend (rgb8)",
+    "overlay": "the same blended over the camera's frame, with a legend (rgb8)",
 }
 """The Image topics of a camera, in the order in which they are published."""
 
