@@ -128,6 +128,42 @@ def test_accents_that_a_mac_wrote_are_the_same_name(tmp_path, forms):
     assert len(own_pairs(tmp_path, "train") + own_pairs(tmp_path, "val")) == 3
 
 
+@pytest.mark.parametrize("split", ["", "train", "valid"])
+def test_images_and_masks_in_one_folder(tmp_path, split):
+    """As Roboflow exports them; a mask without image is named."""
+    folder = tmp_path / split
+    for i in range(3):
+        for name in (f"a{i}_jpg.rf.1c{i}.jpg", f"a{i}_jpg.rf.1c{i}_mask.png"):
+            write_mask(folder / name, np.zeros((4, 4, 3), np.uint8))
+    (folder / "_classes.csv").write_text("Pixel Value, Class\n0, a\n1, b\n")
+    pairs = own_pairs(tmp_path, "val" if split == "valid" else "train")
+    assert len(pairs) == (3 if split else 2)
+    assert all(pair.label.name == f"{pair.image.stem}_mask.png" for pair in pairs)
+    pairs[0].image.unlink()
+    with pytest.raises(DataError, match=f"{pairs[0].label.name}: no image"):
+        own_pairs(tmp_path, "val" if split == "valid" else "train")
+
+
+def test_the_lists_of_pascal_voc_divide_its_images(tmp_path):
+    """Most of its images have no mask."""
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    for i in range(6):
+        write_mask(tmp_path / "JPEGImages" / f"2007_{i}.jpg", np.zeros((4, 4, 3), np.uint8))
+        if i in (1, 3, 4):
+            write_mask(tmp_path / "SegmentationClass" / f"2007_{i}.png", np.zeros((4, 4, 3)))
+    (lists / "train.txt").write_text("2007_3\n2007_1\n")
+    (lists / "val.txt").write_text("2007_4\n")
+    splits = {s: [p.image.stem for p in own_pairs(tmp_path, s)] for s in ("train", "val")}
+    assert splits == {"train": ["2007_3", "2007_1"], "val": ["2007_4"]}
+    (lists / "val.txt").write_text("2007_4\n2007_5\n")
+    with pytest.raises(DataError, match=r"2007_5.jpg: no label"):
+        own_pairs(tmp_path, "val")
+    (lists / "val.txt").write_text("2007_9\n")
+    with pytest.raises(DataError, match="2007_9: no image"):
+        own_pairs(tmp_path, "val")
+
+
 def test_a_number_is_not_the_beginning_of_another(tmp_path):
     """frame_10 is not the label of frame_1, although all labels end in 0."""
     for i in (1, 2, 3):

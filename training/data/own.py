@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import numpy as np
 
 from ctxseg_ros.image_file import ALL_BITS
 from training.data.class_list_file import read_class_list
-from training.data.files import DataError
+from training.data.files import DataError, image_files
+from training.data.label_files import LABEL_SUFFIXES
 from training.data.label_sets import LABEL_SETS, LabelSet
-from training.data.pairs import Pair, pair_files
+from training.data.pairs import Pair, pair_files, pair_up
 
 #: The name that own labels have among the label sets.
 OWN = "own"
@@ -32,6 +34,7 @@ _MASKS = (
     "label",
     "mask",
 )
+_MASK = "_mask"
 _BESIDE = ("_labels", "_masks", "annot")
 _SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
 
@@ -94,7 +97,10 @@ def own_pairs(
             annotations, SegmentationClass, SegmentationClassPNG, masks_machine, label, mask), in
             upper or lower case. Below both, or above both, there may be the folders ``train`` and
             ``val`` (or training; valid, validation); or they are ``train`` and ``train_labels`` (or
-            train_masks, trainannot), likewise for ``val``. Without them, ``val_share`` of the
+            train_masks, trainannot), likewise for ``val``; or ``ImageSets/Segmentation`` has
+            ``train.txt`` and ``val.txt`` with the names of the images (PASCAL VOC). Images and
+            masks may also be in one folder, ``X.jpg`` and ``X_mask.png`` (Roboflow). Without a
+            division, ``val_share`` of the
             images are for validation, evenly spread over their names. Frames of one video look
             alike: give those that are to validate a folder of their own.
         split: ``train`` or ``val``.
@@ -113,12 +119,16 @@ def own_pairs(
     if (beside := _beside(root, split)) is not None:
         return pair_files(*beside, bits)
     above = _split_folder(root, split)
+    if (pairs := _in_one_folder(above or root, bits)) is not None:
+        return pairs if above else _divided(pairs, split, val_share, root)
     images, masks = (_one_of(above or root, names) for names in (_IMAGES, _MASKS))
     if above is None and (below := _split_folder(images, split)) is not None:
         masks_below = _split_folder(masks, split)
         if masks_below is None:
             raise DataError(f"{masks}: no folder {' or '.join(_SPLITS[split])}, as in {images}")
         return pair_files(below, masks_below, bits)
+    if above is None and (names := _listed(root, split)) is not None:
+        return pair_files(images, masks, bits, names)
     pairs = pair_files(images, masks, bits)
     return pairs if above else _divided(pairs, split, val_share, images)
 
@@ -131,6 +141,27 @@ def _beside(root: Path, split: str) -> tuple[Path, Path] | None:
             if name in folders and f"{name}{ending}".lower() in folders:
                 return folders[name], folders[f"{name}{ending}".lower()]
     return None
+
+
+def _in_one_folder(folder: Path, bits: int) -> list[Pair] | None:
+    """The pairs of a folder with images and masks; None where no mask is directly in it."""
+    if not any(path.stem.endswith(_MASK) for path in folder.iterdir() if path.is_file()):
+        return None
+    files = image_files(folder, LABEL_SUFFIXES)
+    masks = {s.removesuffix(_MASK): path for s, path in files.items() if s.endswith(_MASK)}
+    images = {s: path for s, path in files.items() if not s.endswith(_MASK)}
+    return [replace(pair, bits=bits) for pair in pair_up(images, masks, folder, folder)]
+
+
+def _listed(root: Path, split: str) -> list[str] | None:
+    """The names of a split's images by the lists of PASCAL VOC; None where they are not there."""
+    lists = {name: root / "ImageSets" / "Segmentation" / f"{name}.txt" for name in _SPLITS}
+    if not all(path.is_file() for path in lists.values()):
+        return None
+    try:
+        return lists[split].read_text("utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{lists[split]}: cannot be read as a list of names ({error})") from error
 
 
 def _split_folder(folder: Path, split: str) -> Path | None:

@@ -34,19 +34,30 @@ class Pair:
         return read_image(self.image, self.bits)
 
 
-def pair_files(images: Path, labels: Path, bits: int = ALL_BITS) -> list[Pair]:
+def pair_files(
+    images: Path, labels: Path, bits: int = ALL_BITS, only: Sequence[str] | None = None
+) -> list[Pair]:
     """Pair the image files of two folders by stem, through sub-folders.
 
     The stems of the labels may all end in something that the images' do not, such as ``_L``.
 
     Args:
         bits: that images of 16 bits use, 8 to 16.
+        only: stems, with their sub-folders; other files may lack a partner. None takes all.
 
     Raises:
-        DataError: a folder is missing or empty, or files have no partner; all are named.
+        DataError: a folder is missing or empty, a stem of ``only`` has no image, or files have no
+            partner; all are named.
     """
     left, right = image_files(images), image_files(labels, LABEL_SUFFIXES)
-    pairs = pair_up(left, _without_ending(right, left), images, labels)
+    right = _without_ending(right, left)
+    if only is not None:
+        if missing := [stem for stem in only if stem not in left]:
+            raise BrokenFiles([f"{stem}: no image of that name in {images}" for stem in missing])
+        left, right = (
+            {stem: side[stem] for stem in only if stem in side} for side in (left, right)
+        )
+    pairs = pair_up(left, right, images, labels)
     return [replace(pair, bits=bits) for pair in pairs]
 
 
