@@ -212,6 +212,29 @@ def test_a_bag_that_was_cut_short_is_named(tmp_path, small, storage, share, whol
         open_frames(path if whole_folder else file)
 
 
+@pytest.mark.parametrize("storage", STORAGES)
+def test_the_case_of_a_suffix_does_not_matter(tmp_path, small, storage):
+    write_bag(tmp_path / "bag", {"/camera": [raw(rgb) for rgb in small]}, storage)
+    (file,) = (path for path in (tmp_path / "bag").iterdir() if path.suffix != ".yaml")
+    upper = file.rename(tmp_path / file.name.upper())
+    if storage == StoragePlugin.SQLITE3:
+        with pytest.raises(DataError, match=r"BAG.DB3: rename it so that it ends in \.db3"):
+            open_frames(upper)
+        return
+    shutil.rmtree(tmp_path / "bag")
+    assert len(open_frames(upper)) == len(small)
+    assert len(open_frames(tmp_path, stride=2)) == (len(small) + 1) // 2
+
+
+@pytest.mark.parametrize("content", ["", "[]", "version: 9", "{"])
+def test_metadata_that_is_not_a_bags_is_the_cause(tmp_path, small, content):
+    write_bag(tmp_path / "bag", {"/camera": [raw(rgb) for rgb in small]})
+    (tmp_path / "bag" / "metadata.yaml").write_text(content)
+    with pytest.raises(DataError) as caught:
+        open_frames(tmp_path / "bag")
+    assert "ros2 bag reindex" in str(caught.value) and "NoneType" not in str(caught.value)
+
+
 def test_bag_folders_that_are_not_whole(tmp_path, small):
     path = write_bag(tmp_path / "bag", {"/camera": [raw(small[0])]})
     shutil.copytree(path, tmp_path / "no metadata")

@@ -26,7 +26,7 @@ _IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 _STORES = {"cdr": Stores.LATEST, "ros1": Stores.ROS1_NOETIC}
 _PROFILES = {"ros1": "ros1", "ros2": "cdr"}  # of an MCAP file whose topics do not state it
 # What saves a recording that was cut short: a storage file by its suffix, or a folder.
-_MEND = {
+_RECOVERY = {
     ".mcap": "`mcap recover {0} -o OUT.mcap`, then give OUT.mcap",
     ".db3": "`sqlite3 {0} .recover | sqlite3 OUT.db3`, then give OUT.db3",
     "": "`ros2 bag reindex {0}`, which writes its metadata.yaml again",
@@ -59,7 +59,7 @@ class _Bag(NamedTuple):
 
 def is_bag(path: Path) -> bool:
     """A folder with metadata.yaml, or a storage file."""
-    storage = path.suffix in BAG_SUFFIXES and path.is_file()
+    storage = path.suffix.lower() in BAG_SUFFIXES and path.is_file()
     return storage or (path / "metadata.yaml").is_file()
 
 
@@ -93,7 +93,7 @@ def bag_images(
             raise DataError(
                 f"{path}: holds {seen or 'none'} of the {chosen.count} messages on {chosen.name} "
                 f"that its metadata promises. Copy it again; to go on with what is left, "
-                f"{_mend(path)}"
+                f"{_recovery(path)}"
             )
 
 
@@ -111,7 +111,10 @@ def _message(data: bytes, kind: str, written: str) -> Any:
 def _open_folder(path: Path, stack: ExitStack) -> _Bag:
     """Its files one after the other; its metadata says how many messages they hold."""
     text = (path / "metadata.yaml").read_text()
-    metadata = yaml.safe_load(text)["rosbag2_bagfile_information"]
+    content = yaml.safe_load(text)
+    if not isinstance(content, dict) or "rosbag2_bagfile_information" not in content:
+        raise ValueError("its metadata.yaml is not that of a bag")
+    metadata = content["rosbag2_bagfile_information"]
     if (metadata.get("compression_mode") or "none").lower() != "none":
         return _open_rosbag(path, stack)
     files = [path / Path(name).name for name in metadata["relative_file_paths"]]
@@ -131,7 +134,11 @@ def _open_folder(path: Path, stack: ExitStack) -> _Bag:
 
 
 def _open_file(path: Path, stack: ExitStack) -> _Bag:
-    return (_open_mcap if path.suffix == ".mcap" else _open_rosbag)(path, stack)
+    if path.suffix.lower() == ".mcap":
+        return _open_mcap(path, stack)
+    if path.suffix != path.suffix.lower():  # rosbags goes by it
+        raise DataError(f"{path}: rename it so that it ends in {path.suffix.lower()}")
+    return _open_rosbag(path, stack)
 
 
 def _open_rosbag(path: Path, stack: ExitStack) -> _Bag:
@@ -211,12 +218,12 @@ def _readable(path: Path) -> Iterator[None]:
         cause = " ".join(str(error).split())
         raise DataError(
             f"{broken}: cannot be read as a ROS 2 bag ({cause}). If it was cut short, try "
-            f"{_mend(broken)}"
+            f"{_recovery(broken)}"
         ) from error
 
 
-def _mend(path: Path) -> str:
-    return _MEND["" if path.is_dir() else path.suffix].format(path)
+def _recovery(path: Path) -> str:
+    return _RECOVERY["" if path.is_dir() else path.suffix.lower()].format(path)
 
 
 def _broken(path: Path) -> Path:

@@ -196,7 +196,7 @@ def _found(path: Path) -> list[Path]:
         if found := files_below(path, _SUFFIXES, is_bag):
             return found
         raise DataError(f"{name}: no images, videos or bags in it")
-    if path.suffix == ".bag":
+    if path.suffix.lower() == ".bag":
         raise DataError(
             f"{name}: a bag of ROS 1; convert it: rosbags-convert --src {path.name} --dst FOLDER"
         )
