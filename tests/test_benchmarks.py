@@ -41,6 +41,8 @@ from training.data.files import DataError
 from training.data.pairs import Pair
 from training.systems.wnet import WNetSystem
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 MS = 1_000_000  # ns
 

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from ctxseg_ros.budget import Move, SizeController
 
+pytestmark = pytest.mark.slow
+
 GOOD, LATE, HICCUP = 10.0, 150.0, 2000.0
 RATES_HZ = (0.2, 1.0, 5.0, 15.0, 30.0, 60.0, 200.0)
 

@@ -14,6 +14,8 @@ import pytest
 from ctxseg_ros import bench, cli, store
 from ctxseg_ros.runtimes import onnx_runtime
 
+pytestmark = pytest.mark.slow
+
 ROW = {"model", "device", "size", "p50_ms", "p95_ms", "p99_ms", "fps", "load_s", "peak_rss_mb"}
 
 

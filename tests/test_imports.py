@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 ROS = sorted((ROOT / "ctxseg_ros" / "ros").rglob("*.py"))
 CORE = sorted(set((ROOT / "ctxseg_ros").rglob("*.py")) - set(ROS))

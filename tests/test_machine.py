@@ -10,6 +10,8 @@ import pytest
 
 from ctxseg_ros import machine
 
+pytestmark = pytest.mark.slow
+
 
 def test_description_has_the_keys_of_every_benchmark():
     found = machine.describe()

@@ -26,6 +26,8 @@ from ctxseg_ros.output_files import (
     write_image,
 )
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 4096
 
 

@@ -20,6 +20,8 @@ from catkin_pkg.package import parse_package
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 EXECUTABLES = {"ctxseg", "segment_node", "camera_node"}
 MODEL_FILES = {"probe.onnx", "probe.md", "SHA256SUMS"}

@@ -16,6 +16,8 @@ from ctxseg_ros.merging import merged_labels
 from ctxseg_ros.prediction import Prediction
 from ctxseg_ros.refinement import RefinementFailed, Refiner, refined
 
+pytestmark = pytest.mark.slow
+
 CLASSES = 3
 
 

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from ctxseg_ros.resize import resized
 
+pytestmark = pytest.mark.slow
+
 SIDE = st.integers(1, 70)
 SIZE = st.tuples(SIDE, SIDE)
 DTYPE = st.sampled_from([np.uint8, np.uint16])

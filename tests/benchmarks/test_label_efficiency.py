@@ -13,6 +13,8 @@ from benchmarks import label_efficiency
 from benchmarks.label_efficiency import BACKBONES, MODES, Backbone, Case, Results, Settings
 from training.networks.encoder import Encoder
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = Settings(steps=3, size="35x50", batch=2, precision="32-true")
 
 

@@ -26,6 +26,8 @@ from ctxseg_ros.prediction import Prediction
 from ctxseg_ros.ros.images import read_rgb, to_image
 from ctxseg_ros.ros.segmenter import SegmentNode
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = (124, 202)  # of the camera; no pixel's centre lies on the border of two patches
 ATTENTION = ("attention", "attention_mask", "color", "overlay")

@@ -11,6 +11,8 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from sensor_msgs.msg import Image
 
+pytestmark = pytest.mark.slow
+
 LARGE, MIDDLE, SMALL = (96, 144), (64, 96), (32, 48)
 NAMES = {LARGE: "96x144", MIDDLE: "64x96", SMALL: "32x48"}
 PERIOD_S = 0.1

@@ -16,6 +16,8 @@ from sensor_msgs.msg import CameraInfo, Image
 
 from tests.test_source import JPEGS, Web
 
+pytestmark = pytest.mark.slow
+
 BEST_EFFORT = QoSProfile(depth=50, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 

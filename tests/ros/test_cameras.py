@@ -11,6 +11,8 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from sensor_msgs.msg import CameraInfo, Image
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def two(graph: Any, model_factory: Callable[..., Path]) -> Any:

@@ -37,6 +37,8 @@ from ctxseg_ros.ros.diagnostics import CAUSES
 from ctxseg_ros.source import FrameSource, SourceError
 from tests.ros.conftest import wait
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = [sys.executable, "-m", "ctxseg_ros.ros.demo"]
 

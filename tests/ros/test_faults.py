@@ -16,6 +16,8 @@ from sensor_msgs.msg import Image
 
 from ctxseg_ros import recovery
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def playing(wait: Any, image_message: Any) -> Callable[..., None]:

@@ -33,6 +33,8 @@ from ctxseg_ros.ros.qos import FRAMES_DEPTH
 from ctxseg_ros.ros.segmenter import SegmentNode
 from ctxseg_ros.ros.settings import SETTINGS
 
+pytestmark = pytest.mark.slow
+
 BATCHES = settings(
     max_examples=20,
     deadline=None,

@@ -21,6 +21,8 @@ from ctxseg_ros.model_file import read_model_info
 from ctxseg_ros.ros import label_info
 from ctxseg_ros.ros.segmenter import SegmentNode
 
+pytestmark = pytest.mark.slow
+
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 CLASSES = [[i, f"class {i}"] for i in range(4)]
 UNLABELED = [255, "UNLABELED"]

@@ -55,6 +55,8 @@ from launch import LaunchContext  # noqa: E402
 
 from ctxseg_ros.ros import launch_arguments  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 class Launched:
     """One launch file, executed: its context, and the fields of the Nodes that it made."""

@@ -13,6 +13,8 @@ import pytest
 from ctxseg_ros import machine
 from ctxseg_ros.ros.segmenter import SegmentNode
 
+pytestmark = pytest.mark.slow
+
 LEGAL = {
     "unconfigured": {"configure": "inactive", "unconfigured_shutdown": "finalized"},
     "inactive": {

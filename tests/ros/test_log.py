@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from sensor_msgs.msg import Image
 
+pytestmark = pytest.mark.slow
+
 
 def lines(process: Any, words: str) -> list[str]:
     return [line for line in process.output.splitlines() if words in line]

@@ -18,6 +18,8 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from ctxseg_ros.ros.outputs import CameraOutputs
 from ctxseg_ros.ros.stream import CameraStream
 
+pytestmark = pytest.mark.slow
+
 Rules = list[tuple[str, str]]
 
 SETTINGS = {"input_reliability": "auto", "input_encoding": "auto", "input_bits": 16}

@@ -17,6 +17,8 @@ from ctxseg_ros.ros import outputs
 from ctxseg_ros.ros.images import read_rgb
 from ctxseg_ros.ros.outputs import IMAGES
 
+pytestmark = pytest.mark.slow
+
 
 def pixels(message: Image) -> np.ndarray:
     return np.asarray(message.data).reshape(message.height, message.width, -1).squeeze()

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from sensor_msgs.msg import Image
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

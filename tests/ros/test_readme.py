@@ -15,6 +15,8 @@ from ctxseg_ros.ros.outputs import IMAGES
 from ctxseg_ros.ros.report import CAMERA_VALUES, COUNTS, LATENCIES, NODE_VALUES
 from ctxseg_ros.ros.settings import SETTINGS
 
+pytestmark = pytest.mark.slow
+
 README = Path(__file__).resolve().parents[2] / "README.md"
 
 

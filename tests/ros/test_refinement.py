@@ -15,6 +15,8 @@ from ctxseg_ros import engine
 from ctxseg_ros.prediction import Prediction
 from ctxseg_ros.refinement import RefinementFailed, refined
 
+pytestmark = pytest.mark.slow
+
 CLASSES = 4
 
 

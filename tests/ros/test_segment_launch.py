@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from sensor_msgs.msg import Image
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 HEIGHT, WIDTH = 48, 64
 ENDS_S = 60.0

@@ -19,6 +19,8 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from ctxseg_ros.ros.images import read_rgb
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def running(shared_graph: Any, model_factory: Callable[..., Path]) -> Any:

@@ -18,6 +18,8 @@ from ctxseg_ros.ros.segmenter import SegmentNode
 from ctxseg_ros.ros.stream import CameraStream
 from ctxseg_ros.runtimes import RuntimeUnavailable
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def stepped(scene: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,6 +17,8 @@ from rclpy.node import Node
 from ctxseg_ros.ros import startup
 from ctxseg_ros.ros.settings import SETTINGS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
 

@@ -25,6 +25,8 @@ from ctxseg_ros.ros import worker
 from ctxseg_ros.ros.segmenter import SegmentNode
 from ctxseg_ros.ros.stream import CameraStream
 
+pytestmark = pytest.mark.slow
+
 OK, WARN = DiagnosticStatus.OK, DiagnosticStatus.WARN
 
 

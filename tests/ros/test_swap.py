@@ -17,6 +17,8 @@ from sensor_msgs.msg import Image
 
 from ctxseg_ros.model_file import ClassInfo
 
+pytestmark = pytest.mark.slow
+
 BRIGHT = [0.0]  # one threshold: everything but black is class 1
 DARK = [800.0]  # never exceeded: everything is class 0
 

@@ -31,6 +31,8 @@ from training.systems.dino import DinoSystem
 from training.systems.distilled import DistilledSystem
 from training.systems.wnet import WNetSystem
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def rng() -> np.random.Generator:

@@ -14,6 +14,8 @@ from lightning import LightningDataModule
 from training.data.crops import Crops, view
 from training.data.files import DataError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, street_frames):

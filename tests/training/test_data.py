@@ -11,6 +11,8 @@ from training.data.camvid import VOID, camvid_pairs, read_camvid
 from training.data.module import AugmentedFrames, EpochSampler
 from training.data.pairs import IGNORE, DataError, PairSet, pair_files, read_label
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def camvid(small_camvid, tmp_path):

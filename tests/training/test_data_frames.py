@@ -29,6 +29,8 @@ from training.data.files import BrokenFiles, DataError
 from training.data.frames import open_frames
 from training.data.unlabelled import Frames
 
+pytestmark = pytest.mark.slow
+
 TYPES = get_typestore(Stores.ROS2_HUMBLE)
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 STORAGES = [StoragePlugin.MCAP, StoragePlugin.SQLITE3]

@@ -20,6 +20,8 @@ from training.data.module import ADE20K, CamVid, Stanford
 from training.data.pairs import IGNORE, DataError
 from training.data.stanford import read_stanford, stanford_pairs
 
+pytestmark = pytest.mark.slow
+
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 
 

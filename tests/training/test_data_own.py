@@ -25,6 +25,8 @@ from training.data.module import OwnLabels
 from training.data.own import find_label_set, own_pairs
 from training.data.pairs import Pair, read_pair
 
+pytestmark = pytest.mark.slow
+
 #: Two colours are one class, and black is ignored.
 CLASSES = """\
 - {name: dark, colours: [[128, 0, 0], [0, 0, 128]]}

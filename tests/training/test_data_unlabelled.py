@@ -17,6 +17,8 @@ from rosbags.typesys import Stores, get_typestore
 from training.data.files import DataError
 from training.data.unlabelled import Frames, crop
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, street_frames):

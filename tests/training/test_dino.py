@@ -26,7 +26,7 @@ from training.systems import dino
 from training.systems.dino import DinoSystem
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 SMALL = {
     "backbone": "test_vit",

@@ -20,6 +20,8 @@ from training.__main__ import main
 from training.networks.encoder import Encoder
 from training.systems.distilled import DistilledSystem, matching_powers
 
+pytestmark = pytest.mark.slow
+
 SIZE = [64, 96]
 
 

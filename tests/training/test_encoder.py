@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from training.networks.encoder import Encoder, cls_row, create_vit
 from training.networks.weights import WeightsError, architectures, read_weights, stored_size
 
+pytestmark = pytest.mark.slow
+
 DINOV3 = "vit_tiny_patch16_dinov3_qkvb"
 DINOV2 = "vit_small_patch14_dinov2"
 REGISTERS = "vit_small_patch14_reg4_dinov2"

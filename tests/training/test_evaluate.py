@@ -25,6 +25,8 @@ from training.objects import centre_prior, random_vit
 from training.regions import LEVELS, score_hierarchy, score_image, score_set
 from training.scores import Scores
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

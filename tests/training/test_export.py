@@ -40,6 +40,8 @@ from training.systems.segmenter import SegmenterSystem
 from training.systems.unet import UNetSystem
 from training.systems.wnet import WNetSystem
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 #: 4:3, 16:9 with as many tokens as the square grid, the square, and one row of patches.

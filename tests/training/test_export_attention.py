@@ -25,6 +25,8 @@ from training.graphs import AttentionGraph
 from training.networks.encoder import Encoder
 from training.systems.distilled import DistilledSystem
 
+pytestmark = pytest.mark.slow
+
 #: Wide, and a square of as many patches: neither may take the other's position embedding.
 GRIDS = [(4, 9), (6, 6)]
 VIT, DINOV3 = "vit_small_patch14_dinov2", "vit_tiny_patch16_dinov3_qkvb"

@@ -19,6 +19,8 @@ from training.networks.weights import WeightsError
 from training.systems.distilled import DistilledSystem
 from training.systems.segmenter import SegmenterSystem
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

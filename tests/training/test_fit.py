@@ -21,6 +21,8 @@ from training.data.camvid import VOID, camvid_pairs
 from training.data.pairs import IGNORE, read_image, read_label
 from training.systems.segmenter import SegmenterSystem
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

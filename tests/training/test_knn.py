@@ -17,6 +17,8 @@ from training.data.files import DataError
 from training.knn import KNN, knn_classes
 from training.networks.encoder import check_multiple
 
+pytestmark = pytest.mark.slow
+
 
 def slow_class(features, labels, query, k, temperature) -> int:
     def cosine(a, b):

@@ -24,6 +24,8 @@ from training.cluster_sheet import _examples
 from training.data.camvid import CLASSES
 from training.data.frames import open_frames
 
+pytestmark = pytest.mark.slow
+
 SIZE = (96, 160)
 
 

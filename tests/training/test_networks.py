@@ -7,6 +7,8 @@ from training.networks.encoder import Encoder
 from training.networks.mask_transformer import MaskTransformer
 from training.networks.segmenter import Segmenter
 
+pytestmark = pytest.mark.slow
+
 DEIT_TINY = "deit_tiny_patch16_224"
 
 

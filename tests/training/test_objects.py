@@ -21,6 +21,8 @@ from training.objects import (
     score_plane,
 )
 
+pytestmark = pytest.mark.slow
+
 maps = arrays.arrays(
     np.float32,
     arrays.array_shapes(min_dims=2, max_dims=2, max_side=5),

@@ -18,6 +18,8 @@ from training import precision, record_precision
 from training.data.pairs import pair_files
 from training.evaluate import evaluate_labels
 
+pytestmark = pytest.mark.slow
+
 SIZE = (32, 48)
 
 

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from training.data.bsds import bsds_pairs, read_truths
 from training.regions import score_hierarchy, score_image, score_set
 
+pytestmark = pytest.mark.slow
+
 HALVES = np.repeat([[1, 1, 2, 2]], 4, 0)  # 4x4: left and right
 CORNER = np.where((np.indices((4, 4)) < 2).all(0), 5, 3)  # 4x4: its upper left quarter, the rest
 

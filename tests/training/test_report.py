@@ -8,6 +8,8 @@ from training.data.camvid import CLASSES, VOID, camvid_pairs
 from training.data.pairs import DataError
 from training.report import draw_curves, draw_worst, read_curves
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(tmp_path):

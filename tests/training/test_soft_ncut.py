@@ -13,6 +13,8 @@ from benchmarks import soft_ncut as benchmark
 from training.losses.gaussian_ncut import gaussian_ncut
 from training.losses.soft_ncut import soft_ncut
 
+pytestmark = pytest.mark.slow
+
 LOSSES = [soft_ncut, gaussian_ncut]
 Loss = Callable[..., torch.Tensor]
 

@@ -19,6 +19,8 @@ from training.token_cut import (
     similarity_edges,
 )
 
+pytestmark = pytest.mark.slow
+
 VIT = "test_vit"
 
 

@@ -7,6 +7,8 @@ from torch import nn
 from training.networks.unet import Module, UNet
 from training.networks.wnet import WNet
 
+pytestmark = pytest.mark.slow
+
 
 def convolutions(network: nn.Module) -> list[tuple[str, int, int]]:
     """(kind, channels in, channels out) of each convolution, a separable one counted once."""

@@ -29,7 +29,7 @@ from training.systems.unet import UNetSystem
 from training.systems.wnet import WNetSystem
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 RATES = {"lr_encoder": 0.002, "lr_decoder": 0.003}
 
 
