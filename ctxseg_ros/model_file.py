@@ -533,5 +533,5 @@ def _source(value: Any) -> dict[str, Any]:
             number = inner.get(entry, 0)
             is_number = isinstance(number, int | float) and not isinstance(number, bool)
             if not is_number or not 0 <= number <= 1:
-                _refuse("ctxseg.source", f"{group}.{entry} {number!r} is no fraction of 1")
+                _refuse("ctxseg.source", f"{group}.{entry} {number!r} is not a number from 0 to 1")
     return value

@@ -344,7 +344,7 @@ BROKEN = {
     "precision": (set_key("source", {"precision": {"bf16_label_agreement": "1"}}), "agreement '1'"),
     "precision of attention": (
         set_key("source", {"precision": {"bf16_map_correlation": 2}}),
-        "bf16_map_correlation 2 is no fraction",
+        "bf16_map_correlation 2 is not a number from 0 to 1",
     ),
 } | {f"no {key}": (drop_key(key), f"{key} is missing") for key in KEYS}
 

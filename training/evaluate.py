@@ -73,15 +73,15 @@ def evaluate_labels(
     """Scores against label images, at the truth's own size.
 
     The clusters of a ``clusters`` model are matched to classes once over the whole set. The truth
-    says which classes there are: every id that occurs in it, named by its number or by
+    determines the classes: every id that occurs in it, named by its number or by
     ``label_set``. Pixels of a cluster without a class count as wrong.
 
     Args:
-        info: the model. pairs: frames and their truth.
-        ignore: id of the truth that does not count. 255 never counts.
-        label_set: reads the truth (colours, palettes, ids that are not the model's) and names its
-            classes, which are the model's by name, in any order. None: the truth holds the
-            model's ids.
+        info: the model. pairs: frames and their ground truth.
+        ignore: id of the ground truth that does not count. 255 never counts.
+        label_set: reads the ground truth (colours, palettes, ids that are not the model's) and
+            names its classes, which are the model's by name, in any order. None: the ground truth
+            holds the model's ids.
         size: (height, width) of the model's input; None: the size that it was trained for.
         device, precision: see ``ctxseg_ros.runtimes.open_runtime``.
         match: ``none`` for a ``semantic`` model; for ``clusters`` a key of
@@ -95,7 +95,7 @@ def evaluate_labels(
 
     Raises:
         DataError: a file cannot be read, a label is outside the model's classes, the names of
-            ``label_set`` are not the model's, or nothing in the truth counts.
+            ``label_set`` are not the model's, or nothing in the ground truth counts.
         ValueError: ``match`` does not fit the model's task, ``size`` its input, or both
             ``ignore`` and ``label_set`` are given.
     """
@@ -103,7 +103,7 @@ def evaluate_labels(
     if label_set is not None and ignore is not None:
         raise ValueError("the class list states what is ignored: give --ignore or --classes")
     names = [item.name for item in info.classes] if info.task == "semantic" else None
-    # The clusters of a model say nothing about the truth's ids.
+    # The clusters of a model say nothing about the ids of the ground truth.
     count = len(names) if names else IGNORE
     read: LabelReader
     if label_set is None:

@@ -159,7 +159,7 @@ def _open_rosbag(path: Path, stack: ExitStack) -> _Bag:
 
 
 def _open_mcap(path: Path, stack: ExitStack) -> _Bag:
-    """By mcap, since rosbags wants a profile and indexes that not every recorder writes."""
+    """By mcap, because rosbags requires a profile and indexes that not every recorder writes."""
     stream = stack.enter_context(path.open("rb"))
     reader = make_reader(stream, validate_crcs=True)
     profile = _PROFILES.get(reader.get_header().profile, "")
