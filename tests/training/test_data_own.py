@@ -146,6 +146,11 @@ def test_images_and_masks_in_one_folder(tmp_path, split):
         own_pairs(tmp_path, "val" if split == "valid" else "train")
 
 
+def test_a_stray_picture_beside_the_folders_does_not_matter(own):
+    shutil.copy(own / "masks" / "1_mask.png", own / "preview_mask.png")
+    assert len(own_pairs(own, "train")) == 8
+
+
 def test_the_lists_of_pascal_voc_divide_its_images(tmp_path):
     """Most of its images have no mask."""
     lists = tmp_path / "ImageSets" / "Segmentation"

@@ -144,7 +144,9 @@ def _beside(root: Path, split: str) -> tuple[Path, Path] | None:
 
 
 def _in_one_folder(folder: Path, bits: int) -> list[Pair] | None:
-    """The pairs of a folder with images and masks; None where no mask is directly in it."""
+    """The pairs of a folder with images and masks; None where it is not such a folder."""
+    if any(name.lower() in _folders(folder) for name in _IMAGES):
+        return None
     if not any(path.stem.endswith(_MASK) for path in folder.iterdir() if path.is_file()):
         return None
     files = image_files(folder, LABEL_SUFFIXES)
