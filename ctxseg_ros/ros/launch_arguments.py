@@ -75,6 +75,7 @@ _LAUNCHS_OWN = (
     *("ros_namespace", "global_params", "ros_remaps"),
 )
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+_NULL = ("null", "Null", "NULL", "~")
 _LEVELS = ("debug", "info", "warn", "error", "fatal")
 _RESPAWN_DELAY_S = 2.0
 
@@ -156,10 +157,12 @@ def switch(values: Mapping[str, str], name: str) -> bool:
 
 
 def listed(value: Any) -> list[str]:
-    """The items of "a,b", or of a YAML's value, as texts; none if all of them are empty."""
+    """The items of a list in a parameter file, or of a text such as "a,b", "[a, b]" or "['a']";
+    none if all of them are empty or the text is YAML's null."""
     if not isinstance(value, list):
-        value = [] if value is None else str(value).split(",")
-    items = [str(item).strip() for item in value]
+        text = str(value or "").strip()
+        value = [] if text in _NULL else text.removeprefix("[").removesuffix("]").split(",")
+    items = [str(item).strip(" \"'") for item in value]
     return items if any(items) else []
 
 
@@ -187,6 +190,8 @@ def existing_file(values: Mapping[str, str], name: str) -> str:
 def given_parameters(values: Mapping[str, str]) -> dict[str, ParameterValue]:
     """The node's parameters that arguments set, as text: YAML would make numbers of names."""
     given = {name: values[name] for name in PARAMETERS if values.get(name, "").strip()}
+    for name in given.keys() & {"cameras", "input_sizes"}:
+        given[name] = ",".join(listed(given[name]))
     if given.get("model", "").endswith(".onnx"):
         given["model"] = absolute(given["model"])
     if "label_groups" in given:

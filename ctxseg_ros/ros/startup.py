@@ -26,6 +26,7 @@ _FIXES = {
     "parameter override rule": "write it as -p NAME:=VALUE, an empty text as -p 'NAME:=\"\"'",
     "Couldn't parse remap rule": "write it as -r FROM:=TO, or -r __ns:=/NAME: names of letters, "
     "digits, _ and /, no digit at the start of a part",
+    "valid severity level": "debug, info, warn, error or fatal",
     "Will not support aliasing": "write the value itself in place of each & and *",
     "Error parsing a event": "it is not valid YAML: look for tabs, unclosed quotes and letters "
     "that are not UTF-8",
@@ -122,14 +123,16 @@ def ignored(arguments: Sequence[str], node: str, is_parameter: Callable[[str], b
 
 def sections(file: str) -> list[tuple[str, dict[str, Any]]]:
     """(node's name, its parameters) of each part of a parameter file, in order; names may be
-    nested in the file, and are joined by / here.
+    nested in the file, and are joined by / here. All values are texts, as they are written.
 
     Raises OSError, or ValueError if the file is not YAML.
     """
     import yaml  # may be missing, which a node's own imports say better
 
     try:
-        return list(_sections(yaml.safe_load(Path(file).read_bytes()), ""))
+        # Of other loaders' types, such as dates, ROS does not know, and 2026-02-30 is an error.
+        content = yaml.load(Path(file).read_bytes(), Loader=yaml.BaseLoader)
+        return list(_sections(content, ""))
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
 

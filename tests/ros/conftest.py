@@ -133,6 +133,7 @@ class Graph:
         self._thread = threading.Thread(target=self._spin, daemon=True)
         self._stopping = threading.Event()
         self._nodes: list[Any] = []
+        self._clients: dict[str, Any] = {}
         self.statuses: list[DiagnosticStatus] = []
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 50)
         self._thread.start()
@@ -198,7 +199,10 @@ class Graph:
         return wait(settled)
 
     def call(self, kind: Any, name: str, request: Any) -> Any:
-        client = self.node.create_client(kind, name)
+        # One for each service: a client takes memory that tests would count as the node's.
+        if name not in self._clients:
+            self._clients[name] = self.node.create_client(kind, name)
+        client = self._clients[name]
         assert client.wait_for_service(TIMEOUT_S)
         done = threading.Event()
         future = client.call_async(request)

@@ -333,7 +333,38 @@ def test_cameras_of_the_parameter_file_that_are_no_names_go_to_the_node_or_are_r
     except RuntimeError as error:
         assert "cannot be a name in ROS" in str(error)
     else:
-        assert all(re.match(r"True/|front/", name) for name in remappings)
+        assert {name.partition("/")[0] for name in remappings} <= {"true", "front"}
+
+
+LISTS = ["front,left", "[front, left]", "['front','left']", '["front", "left"]', " [ front,left ] "]
+
+
+@pytest.mark.parametrize("text", LISTS)
+def test_lists_are_taken_as_yaml_and_people_write_them(segment: Launch, text: str) -> None:
+    launched = segment(f"cameras:={text}")
+    assert {"front/image", "left/image"} < set(launched.remappings())
+    assert SETTINGS["cameras"].check(launched.parameters()["cameras"]) == ["front", "left"]
+    sizes = text.replace("front", "352x480").replace("left", "256x352")
+    given = segment(f"input_sizes:={sizes}").parameters()["input_sizes"]
+    assert SETTINGS["input_sizes"].check(given) == [(352, 480), (256, 352)]
+
+
+@pytest.mark.parametrize("text", ["null", "~", "[]", '[""]'])
+def test_no_cameras_over_those_of_the_parameter_file(
+    segment: Launch, tmp_path: Path, text: str
+) -> None:
+    file = params(tmp_path / "p.yaml", {"cameras": ["front"]}, "/**")
+    launched = segment(file, f"cameras:={text}", "image:=/cam/image")
+    assert launched.remappings() == {"image": "/cam/image", "camera_info": "/cam/camera_info"}
+    assert SETTINGS["cameras"].value("cameras", launched.parameters()["cameras"]) == []
+
+
+def test_what_only_pythons_yaml_refuses_is_read_as_ros_reads_it(
+    segment: Launch, tmp_path: Path
+) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text("/**:\n  ros__parameters:\n    built: 2026-02-30\n    cameras: [front]\n")
+    assert "front/image" in segment(f"params_file:={file}").remappings()
 
 
 SECTIONS = {

@@ -219,6 +219,7 @@ def test_what_only_yaml_cannot_read_does_not_end_the_node(value: str, tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["--log-level", "verbose"], "debug, info, warn, error or fatal"),
         (["-r", "__node:=a-b"], "a-b"),
         (["-r", "image:=/cam-1/image"], "letters, digits, _ and /"),
         (["-r", "image:=/cam 1/image"], "letters, digits, _ and /"),
