@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dense CRF: labels drawn to the image's edges (Krähenbühl and Koltun 2011)."""
+"""Dense CRF: labels aligned with the image's edges (Krähenbühl and Koltun 2011)."""
 
 from typing import Any
 

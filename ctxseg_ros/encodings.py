@@ -287,7 +287,7 @@ def _told(encoding: str, reading: Reading) -> str:
             choices,
         )
     _refuse(
-        f"encoding {encoding} does not say what its channels are",
+        f"encoding {encoding} does not state its pixel format",
         f"let the camera publish {listed}, or set input_encoding to the one that it is",
         choices,
     )

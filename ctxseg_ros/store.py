@@ -78,7 +78,7 @@ def _why_no_file(path: Path) -> str:
     except (FileNotFoundError, ValueError):
         pass
     except NotADirectoryError:
-        return f"{shown(path)}: a part of it is a file, not a folder. Check the path"
+        return f"{shown(path)}: a component of the path is a file, not a folder. Check the path"
     except OSError as error:  # no permission for a folder on the way, a name that is too long
         return f"{shown(path)}: cannot be read: {error.strerror}. {read_fix(error)}"
     else:

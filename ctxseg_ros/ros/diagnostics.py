@@ -148,7 +148,7 @@ class FindingsLog:
                 self._write(finding)
             self._known[what] = (max(known, finding.severity), 0)
         if troubled and not self._known:
-            self._log.info(f"well again: {summary(findings)[1]}")
+            self._log.info(f"all problems resolved: {summary(findings)[1]}")
 
     def _write(self, finding: Finding) -> None:
         # rclpy wants one severity for each line of code.
@@ -206,7 +206,7 @@ class NodeHealth:
         if self.busy_s > HUNG_S:
             slow = "set refinement to none if that takes so long, else " if self.refines else ""
             sentence = (
-                f"a frame has been in work for {self.busy_s:.0f} s: the device seems to hang; "
+                f"inference has not returned for {self.busy_s:.0f} s: the device appears to hang; "
                 f"{slow}restart the node"
             )
             return [Finding(ERROR, sentence, "hung")]
@@ -289,17 +289,17 @@ class CameraHealth:
         if recent["stale"]:
             sentence = (
                 f"{recent['stale']} frames of {topic} were older than max_age_ms "
-                f"({self.max_age_ms:g}): find what holds them up, or raise max_age_ms"
+                f"({self.max_age_ms:g}): find the cause of the delay, or raise max_age_ms"
             )
             found.append(Finding(WARN, sentence, "stale"))
         if recent["out_of_order"]:
             sentence = (
-                f"{recent['out_of_order']} frames of {topic} were older than one before: let "
-                "only one publisher send there (a bag that starts again costs two frames)"
+                f"{recent['out_of_order']} frames of {topic} have earlier stamps than a frame "
+                "before: use only one publisher (a bag that starts again costs two frames)"
             )
             found.append(Finding(WARN, sentence, "out_of_order"))
         if recent["camera_info_mismatched"]:
-            sentence = f"camera_info and {topic} differ in size: remap both to one camera"
+            sentence = f"camera_info and {topic} differ in size: remap both to the same camera"
             found.append(Finding(WARN, sentence, logged=True))
         found.append(Finding(OK, f"{topic} is labelled at {self.rate_out_hz:.1f} Hz"))
         return found
@@ -308,8 +308,8 @@ class CameraHealth:
         if not self.publishers:
             sentence = f"nobody publishes {self.topic}: start the camera or remap `image`"
             return Finding(STALE, sentence)
-        plural = "publisher is" if self.publishers == 1 else "publishers are"
-        there = f"{self.publishers} {plural} there"
+        plural = "publisher" if self.publishers == 1 else "publishers"
+        there = f"the topic has {self.publishers} {plural}"
         if self.publishers_s <= SILENCE_S:
             return Finding(STALE, f"no frame on {self.topic} yet: {there}", "new", logged=True)
         if not self.unheard:

@@ -31,7 +31,7 @@ PARAMETERS = {
     "max_age_ms": "an older frame is dropped before inference; 0: none is",
     "min_confidence": "0-1; pixels whose class is less probable become 255, unlabelled",
     "label_groups": "path of a YAML that regroups the model's classes",
-    "refinement": "labels drawn to the image's edges",
+    "refinement": "aligns labels with the image's edges",
     "merge_level": "0-1; refinement:=merge joins regions over weaker boundaries",
     "attention_mass": "0-1; attention models: share of the attention in attention_mask",
     "attention_head": "attention models: which head; -1: the mean of all",

@@ -383,7 +383,9 @@ class SegmentNode(LifecycleNode):
         try:
             self._loaded = await self._in_thread(lambda: self._open(values, names))
         except Exception as error:
-            self.get_logger().warning(f"refused: {_reason(error)}. What ran before goes on")
+            self.get_logger().warning(
+                f"change rejected: {_reason(error)}. The current model keeps running"
+            )
             raise
 
     async def _in_thread(self, work: Callable[[], T]) -> T:

@@ -40,8 +40,8 @@ SETTINGS: dict[str, Setting] = {
     "refinement": choice(
         NONE,
         KINDS,
-        "Labels drawn to the image's edges before they are published. crf: a dense CRF; merge: the "
-        "CRF, then one label for each region. Needs ctxseg_ros[refine]",
+        "Aligns labels with the image's edges before they are published. crf: a dense CRF; merge: "
+        "the CRF, then one label for each region. Needs ctxseg_ros[refine]",
     ),
     "merge_level": number(
         0.5, 0.0, 1.0, "Boundaries up to this strength do not part regions (refinement: merge)"

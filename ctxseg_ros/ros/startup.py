@@ -106,11 +106,11 @@ def ignored(arguments: Sequence[str], node: str, is_parameter: Callable[[str], b
         elif not ros and not assigned:
             said.append(f"the argument {word!r} is ignored")
         elif not ros and is_parameter(name):  # ROS remaps a topic of that name
-            said.append(f"{word} sets no parameter: write --ros-args -p {word}")
+            said.append(f"{word} does not set a parameter: use --ros-args -p {word}")
         elif word in ("-r", "--remap"):
             rule = next(words, "")
             if is_parameter(rule.partition(":=")[0]):
-                said.append(f"-r {rule} sets no parameter: write -p {rule}")
+                said.append(f"-r {rule} does not set a parameter: use -p {rule}")
         elif word == "--params-file":
             said += _unused_sections(next(words, ""), node)
         elif word in ("-p", "--param"):

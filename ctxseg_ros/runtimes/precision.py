@@ -139,7 +139,8 @@ def cost(measured: Mapping[str, float], task: str, precision: str) -> str | None
         if not measured["sure_agreement"] >= LEAST_SURE_AGREEMENT:
             return (
                 f"{precision} changes {1 - measured['sure_agreement']:.2%} of the labels that "
-                f"fp32 is sure of (at most {1 - LEAST_SURE_AGREEMENT:.2%})"
+                f"have an fp32 confidence of {SURE:g} or more "
+                f"(at most {1 - LEAST_SURE_AGREEMENT:.2%})"
             )
         if not measured["label_agreement"] >= LEAST_LABEL_AGREEMENT:
             return (

@@ -38,12 +38,12 @@ BUSY = {"received": 20, "labelled": 20}
         (STALE, "nobody publishes /cam: start", {"silence_s": 3.0, "recent": {}}),
         (
             STALE,
-            "for 3 s though 1 publisher is there",
+            "for 3 s though the topic has 1 publisher",
             {"silence_s": 3.0, "publishers": 1, "publishers_s": 3.0},
         ),
         (
             STALE,
-            "2 publishers are there: check",
+            "the topic has 2 publishers: check",
             {"silence_s": 3.0, "publishers": 2, "publishers_s": 3.0},
         ),
         (STALE, "no frame on /cam yet: 1", {"silence_s": 3.0, "publishers": 1}),
@@ -67,7 +67,7 @@ BUSY = {"received": 20, "labelled": 20}
             {"recent": {**BUSY, "lost_transport": 4}, "rate_in_hz": 30.0, "read_delay_ms": 12.0},
         ),
         (WARN, "older than max_age_ms (50)", {"recent": {**BUSY, "stale": 5}, "max_age_ms": 50.0}),
-        (WARN, "older than one before", {"recent": {**BUSY, "out_of_order": 1}}),
+        (WARN, "earlier stamps than a frame before", {"recent": {**BUSY, "out_of_order": 1}}),
         (WARN, "camera_info and /cam differ", {"recent": {**BUSY, "camera_info_mismatched": 1}}),
         (WARN, "/cam are 3.2 s ahead of this machine's clock", {"clock_offset_s": -3.2}),
         (WARN, "/cam are 1e+03 s behind this machine's", {"clock_offset_s": 1000.0}),
@@ -108,7 +108,7 @@ def test_silence_has_three_causes() -> None:
         (OK, "ros2 lifecycle set /a/node configure", {"state": "unconfigured"}),
         (OK, "ros2 lifecycle set /a/node activate", {"state": "inactive"}),
         (OK, "finalized", {"state": "finalized"}),
-        (ERROR, "in work for 31 s: the device seems to hang", {"busy_s": 31.0}),
+        (ERROR, "not returned for 31 s: the device appears to hang", {"busy_s": 31.0}),
         (
             ERROR,
             "to hang; set refinement to none if that takes so long, else restart the node",
@@ -171,7 +171,7 @@ def test_a_finding_is_logged_once_and_its_end_once() -> None:
     assert lines.new() == [("warning", "1 lost")]
     for _ in range(CALM_REPORTS * 3):
         log.update([FINE])
-    assert lines.new() == [("info", "well again: 25 Hz")]
+    assert lines.new() == [("info", "all problems resolved: 25 Hz")]
     log.update([Finding(WARN, "2 lost", "lost"), FINE])
     assert lines.new() == [("warning", "2 lost")]
 
@@ -205,7 +205,7 @@ def test_what_the_log_has_already_is_not_repeated_but_its_end_is_told() -> None:
     assert not lines.new()
     for _ in range(CALM_REPORTS):
         log.update([FINE])
-    assert lines.new() == [("info", "well again: 25 Hz")]
+    assert lines.new() == [("info", "all problems resolved: 25 Hz")]
     log.update([Finding(WARN, "lost")])
     log.clear()
     for _ in range(CALM_REPORTS):

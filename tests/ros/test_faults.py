@@ -239,7 +239,7 @@ def test_a_device_that_hangs_is_said(
     monkeypatch.setattr("ctxseg_ros.ros.diagnostics.HUNG_S", 1.0)
     made = scene()
     made.stage.stepping = True
-    playing(made, lambda: "the device seems to hang" in made.graph.status().message)
+    playing(made, lambda: "the device appears to hang" in made.graph.status().message)
     assert made.graph.status().level == DiagnosticStatus.ERROR
     made.stage.stepping = False
     made.stage.turns.release(10)

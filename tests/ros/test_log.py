@@ -89,10 +89,10 @@ def test_trouble_is_one_line_and_its_end_another(
         images.publish(image_message())
         time.sleep(0.05)
 
-    wait(lambda: lines(process, "well again: /image is labelled at") or send())
+    wait(lambda: lines(process, "all problems resolved: /image is labelled at") or send())
     reports(graph, wait, 3)
     assert len(lines(process, "nobody publishes /image")) == 1
-    assert len(lines(process, "well again")) == 1
+    assert len(lines(process, "all problems resolved")) == 1
 
 
 def test_one_camera_of_two_is_missing(
