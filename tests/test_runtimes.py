@@ -374,7 +374,7 @@ def test_shipped_models_record_what_bf16_costs():
         info = store.load(name)
         reason = cost(recorded(info), info.task, "bf16")
         assert {"score", "fp32_score"} <= recorded(info).keys(), name
-        assert reason is None if name != "wnet" else "sure of" in reason
+        assert (reason is not None) == (name == "wnet"), reason
 
 
 def pixels(labels, confidence):

@@ -46,7 +46,7 @@ BUSY = {"received": 20, "labelled": 20}
             "the topic has 2 publishers: check",
             {"silence_s": 3.0, "publishers": 2, "publishers_s": 3.0},
         ),
-        (STALE, "no frame on /cam yet: 1", {"silence_s": 3.0, "publishers": 1}),
+        (STALE, "no frame on /cam yet: the topic has 1", {"silence_s": 3.0, "publishers": 1}),
         (ERROR, "2 frames of /cam failed: step", {"recent": {**BUSY, "inference_error": 2}}),
         (WARN, "3 malformed frames: step", {"recent": {**BUSY, "malformed": 3}}),
         (ERROR, "3 malformed frames: step", {"recent": {"received": 3, "malformed": 3}}),
