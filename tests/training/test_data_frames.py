@@ -293,7 +293,7 @@ def test_bad_messages_are_left_out_and_named(tmp_path, small):
     [
         (raw(np.ones((32, 32), np.uint16), "16UC1"), "16UC1 is depth or raw numbers"),
         (raw(np.ones((32, 32), np.float32), "32FC1"), "32FC1 is depth"),
-        (raw(np.ones((32, 32, 3), np.uint8), "8UC3"), "8UC3 does not say"),
+        (raw(np.ones((32, 32, 3), np.uint8), "8UC3"), "8UC3 does not state"),
         (compressed(np.ones((32, 32, 3), np.uint8), form="16UC1; compressedDepth"), "is depth"),
     ],
 )
