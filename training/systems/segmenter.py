@@ -29,7 +29,8 @@ class SegmenterSystem(LabelledSystem):
         drop_path: stochastic depth of the encoder.
         lr: of the decoder. encoder_lr_scale: the encoder's is this times ``lr``.
         frozen: the encoder keeps its weights, whatever ``encoder_lr_scale``.
-        classes, lovasz, optimizer, weight_decay, schedule, warmup, seed: see LabelledSystem.
+        classes, lovasz, ema, consistency, sure, optimizer, weight_decay, schedule, warmup,
+            seed: see LabelledSystem.
     """
 
     def __init__(
@@ -50,6 +51,9 @@ class SegmenterSystem(LabelledSystem):
         drop_path: float = 0.0,
         classes: Classes = "camvid",
         lovasz: float = 0.0,
+        ema: float = 0.0,
+        consistency: float = 0.0,
+        sure: float = 0.95,
         optimizer: Literal["sgd", "adamw"] = "sgd",
         lr: float = 1e-3,
         encoder_lr_scale: float = 1.0,
@@ -89,9 +93,10 @@ class SegmenterSystem(LabelledSystem):
                 mask_dim,
             )
         self.network = Segmenter(encoder, decoder)
+        self.keep_average()
 
     def graph(self) -> nn.Module:
-        return SegmenterGraph(self.network)
+        return SegmenterGraph(self.deployed)
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
