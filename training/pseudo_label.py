@@ -34,11 +34,11 @@ from ctxseg_ros.prediction import Prediction
 from ctxseg_ros.resize import resized
 from ctxseg_ros.runtimes import Runtime, open_runtime
 from ctxseg_ros.store import load
-from training.commands import shown_frames
 from training.data.class_maps import allowed_classes
 from training.data.files import DataError
-from training.data.frames import FrameList
+from training.data.frames import FrameList, open_frames
 from training.data.mixture import CERTAIN, CONFIDENCE
+from training.data.options import add_reading, reading
 from training.data.own import CLASSES_HELP, find_label_set
 from training.data.pairs import IGNORE
 
@@ -240,7 +240,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HxW",
         help="of the teacher's input; several are averaged (default: as it was trained)",
     )
-    add("--topic", help="of the images in bags")
+    add_reading(parser)
     add("--stride", type=int, default=1, help="take every n-th frame")
     add("--device", default="auto")
     return parser
@@ -248,7 +248,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _work(args: argparse.Namespace) -> None:
     teacher = student_classes(load(args.model), args.classes, _changes(args.map))
-    frames = shown_frames(args.source, args.topic, args.stride)
+    frames = open_frames(args.source, args.topic, args.stride, reading(args))
     sizes = args.sizes or [teacher.info.fixed_size or teacher.info.size]
     new = pseudo_label(teacher, frames, args.out, sizes, args.device)
     print(f"{args.out}: {new} frames labelled, {len(frames) - new} were labelled before")

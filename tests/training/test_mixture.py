@@ -161,8 +161,11 @@ def test_confidence_moves_with_the_labels(small_camvid, street, tmp_path):
         known = batch.labels != IGNORE
         assert set(batch.labels[known].unique().tolist()) <= {0, 3}
         assert ((batch.confidence >= 148) == (batch.labels == 3))[known].all()
+    cv2.imwrite(str(root / CONFIDENCE / "1.png"), ramp[:32])
+    with pytest.raises(DataError, match=r"confidence/1\.png: .* at the size of the labels, 96x64"):
+        mixture(small_camvid, street, sources=[source], frames=4)
     (root / CONFIDENCE / "1.png").unlink()
-    with pytest.raises(DataError, match=r"confidence/1\.png: missing"):
+    with pytest.raises(DataError, match=r"confidence/1\.png: cannot be read"):
         mixture(small_camvid, street, sources=[source], frames=4)
 
 

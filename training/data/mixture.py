@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 
 from training.data.augment import Hide, geometric, photographic
 from training.data.class_maps import LabelTable, allowed_classes
-from training.data.files import BrokenFiles, DataError
+from training.data.files import DataError, each_file
 from training.data.frames import open_frames
 from training.data.label_sets import LabelSet
 from training.data.module import ScoredFrames, train_loader
@@ -105,7 +105,9 @@ class SourceFrames(Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, str]]):
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         image, label, stem = self._frames[index]
         sure = self._confidence[index]
-        confidence = np.full_like(label, CERTAIN) if sure is None else np.array(read_ids(sure))
+        confidence = (
+            np.full_like(label, CERTAIN) if sure is None else read_ids(sure).astype(np.uint8)
+        )
         return image, self._lookup[label], confidence, stem
 
 
@@ -144,18 +146,26 @@ def _matches(pair: Pair, patterns: Sequence[str]) -> bool:
 
 
 def _confidence_files(pairs: Sequence[Pair]) -> list[Path | None]:
-    """The confidence of each pair's labels, where the folder of that name exists beside them."""
+    """The confidence of each pair's labels, where the folder of that name exists beside them.
+
+    Raises:
+        DataError: one is missing, cannot be read, or has another size than its labels.
+    """
     files = [pair.label.parent.with_name(CONFIDENCE) / pair.label.name for pair in pairs]
-    there = [file.exists() for file in files]
-    if any(there) and not all(there):
-        raise BrokenFiles(
-            [
-                f"{file}: missing"
-                for file, is_there in zip(files, there, strict=True)
-                if not is_there
-            ]
-        )
-    return [file if is_there else None for file, is_there in zip(files, there, strict=True)]
+    if not any(file.exists() for file in files):
+        return [None] * len(files)
+
+    def checked(index: int) -> Path:
+        file = files[index]
+        confidence, label = read_ids(file), read_ids(pairs[index].label)
+        if confidence.shape != label.shape or confidence.max() > CERTAIN:
+            raise DataError(
+                f"{file}: confidence must be 0 to {CERTAIN} at the size of the labels, "
+                f"{label.shape[1]}x{label.shape[0]}"
+            )
+        return file
+
+    return list(each_file(checked, range(len(files)), CONFIDENCE))
 
 
 def shares(weights: Sequence[float], total: int) -> list[int]:
