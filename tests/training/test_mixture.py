@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several labelled data sets at once, and frames without labels beside them."""
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -167,6 +168,37 @@ def test_confidence_moves_with_the_labels(small_camvid, street, tmp_path):
     (root / CONFIDENCE / "1.png").unlink()
     with pytest.raises(DataError, match=r"confidence/1\.png: cannot be read"):
         mixture(small_camvid, street, sources=[source], frames=4)
+
+
+def test_a_teacher_fills_the_gaps_of_a_data_set(small_camvid, street, tmp_path):
+    """Columns 74 to 109 are "thing", which the model does not have; one frame has a teacher."""
+    root = tmp_path / "pseudo"
+    for part in ("images", "labels", CONFIDENCE):
+        (root / part).mkdir(parents=True)
+    (root / "classes.yaml").write_text("[car, sky]")
+    frame = cv2.imread(str(street / "images" / "madrid_0.png"))
+    cv2.imwrite(str(root / "images" / "000007_madrid_0.jpg"), frame)
+    ids = np.tile(np.arange(110) % 2, (70, 1)).astype(np.uint8)
+    cv2.imwrite(str(root / "labels" / "000007_madrid_0.png"), ids)
+    cv2.imwrite(str(root / CONFIDENCE / "000007_madrid_0.png"), 100 + ids)
+    # One frame alone cannot be divided into train and val.
+    for part, suffix in (("images", "jpg"), ("labels", "png"), (CONFIDENCE, "png")):
+        shutil.copy(
+            root / part / f"000007_madrid_0.{suffix}", root / part / f"000008_other.{suffix}"
+        )
+    data = mixture(small_camvid, street, sources=[street_source(street, fill=str(root))], frames=4)
+    seen = {stem: (label, sure) for _, label, sure, stem in data.train[0]}
+    label, sure = seen["madrid_0"]
+    assert (label[:, :37] == 0).all() and (sure[:, :74] == CERTAIN).all()
+    assert np.array_equal(label[:, 74:], np.where(ids[:, 74:] == 0, 8, 0))
+    assert np.array_equal(sure[:, 74:], 100 + ids[:, 74:])
+    label, _ = seen["boston_1"]
+    assert (label[:, 74:] == IGNORE).all()
+    shutil.copy(root / "labels" / "000008_other.png", root / "labels" / "000009_other.png")
+    shutil.copy(root / CONFIDENCE / "000008_other.png", root / CONFIDENCE / "000009_other.png")
+    shutil.copy(root / "images" / "000008_other.jpg", root / "images" / "000009_other.jpg")
+    with pytest.raises(DataError, match="several frames are called other"):
+        mixture(small_camvid, street, sources=[street_source(street, fill=str(root))], frames=4)
 
 
 def test_unlabelled_frames_come_twice_in_the_same_place(small_camvid, street):

@@ -184,7 +184,7 @@ def test_learns_from_unlabelled_frames_and_scores_both_sets(mixed, tmp_path):
     }
     assert main(mixed("run", **options)) == 0
     right = logged(tmp_path / "run", "val/pixel_accuracy")
-    assert max(right[-3:]) > max(right[:2]) + 0.1
+    assert max(right[-3:]) > 1.5 * max(right[:2])
     places = logged(tmp_path / "run", "val/places/miou")
     assert len(places) == 20 and all(0 <= value <= 1 for value in places)
     # The mean over the classes that have labels there: sky and building.

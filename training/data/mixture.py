@@ -43,7 +43,9 @@ class Source:
     the frames that are drawn, beside those of the other sources. ``classes``: by class of the data
     set, the classes of the model that it may be, see ``training.data.class_maps``; classes of one
     name need no entry. ``only``, ``without``: patterns (``*barcelona*``) of file names to use, or
-    to leave out; None: all, none. ``name``: of the scores, where it validates.
+    to leave out; None: all, none. ``fill``: a folder of ``python -m training pseudo-label`` for
+    some or all of its frames, whose labels stand where the data set has none. ``name``: of the
+    scores, where it validates.
     """
 
     labels: str
@@ -53,6 +55,7 @@ class Source:
     classes: dict[str, list[str]] = field(default_factory=dict)
     only: list[str] | None = None
     without: list[str] | None = None
+    fill: str = ""
     name: str = ""
 
 
@@ -94,10 +97,14 @@ class SourceFrames(Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, str]]):
         except DataError as error:
             raise DataError(f"{source.root}: {error}") from error
         pairs = _chosen(source, labels)
+        self.pairs = pairs
         self._frames = PairSet(pairs, labels.read, labels.in_memory)
         self._confidence = _confidence_files(pairs)
+        self._fill = _Fill(source.fill, classes, table) if source.fill else None
         self.name = source.name or Path(source.root).name
         self.origin, self.terms = labels.origin, labels.terms
+        if source.fill:
+            self.origin += ", its gaps filled by a teacher"
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -105,10 +112,44 @@ class SourceFrames(Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, str]]):
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         image, label, stem = self._frames[index]
         sure = self._confidence[index]
-        confidence = (
-            np.full_like(label, CERTAIN) if sure is None else read_ids(sure).astype(np.uint8)
-        )
-        return image, self._lookup[label], confidence, stem
+        confidence = np.full_like(label, CERTAIN) if sure is None else _read_confidence(sure)
+        label = self._lookup[label]
+        if self._fill is not None:
+            self._fill(stem, label, confidence)
+        return image, label, confidence, stem
+
+
+class _Fill:
+    """Labels and confidence of a teacher for the pixels that a data set has no labels for.
+
+    Args:
+        root: see ``Source.fill``. classes, table: see SourceFrames.
+
+    Raises:
+        DataError: as SourceFrames; or two of its frames have one name.
+    """
+
+    def __init__(self, root: str, classes: Sequence[str], table: LabelTable) -> None:
+        file = Path(root) / "classes.yaml"
+        frames = SourceFrames(Source(str(file), root, ["train", "val"]), classes, table)
+        # As ``pseudo-label`` writes them: a number, _ and the stem.
+        stems = [pair.image.stem.partition("_")[2] for pair in frames.pairs]
+        twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+        if twice:
+            raise DataError(f"{root}: several frames are called {', '.join(twice)}")
+        self._frames, self._index = frames, {stem: i for i, stem in enumerate(stems)}
+        self._root = root
+
+    def __call__(self, stem: str, label: np.ndarray, confidence: np.ndarray) -> None:
+        """Fill the gaps of a frame's label and confidence, in place."""
+        index = self._index.get(stem)
+        if index is None:
+            return
+        _, filling, sure, _ = self._frames[index]
+        if filling.shape != label.shape:
+            raise DataError(f"{self._root}: labels of {stem} are not of the frame's size")
+        gaps = label == IGNORE
+        label[gaps], confidence[gaps] = filling[gaps], sure[gaps]
 
 
 class _ScoredSource(Sequence[LabelledFrame]):
@@ -166,6 +207,10 @@ def _confidence_files(pairs: Sequence[Pair]) -> list[Path | None]:
         return file
 
     return list(each_file(checked, range(len(files)), CONFIDENCE))
+
+
+def _read_confidence(file: Path) -> np.ndarray:
+    return read_ids(file).astype(np.uint8)
 
 
 def shares(weights: Sequence[float], total: int) -> list[int]:
