@@ -34,7 +34,7 @@ from ctxseg_ros.prediction import Prediction
 from ctxseg_ros.resize import resized
 from ctxseg_ros.runtimes import Runtime, open_runtime
 from ctxseg_ros.store import load
-from training.data.class_maps import allowed_classes
+from training.data.class_maps import allowed_classes, parse_changes
 from training.data.files import DataError
 from training.data.frames import FrameList, open_frames
 from training.data.mixture import CERTAIN, CONFIDENCE
@@ -209,16 +209,6 @@ def _begin(
     write_json(record, run)
 
 
-def _changes(pairs: Sequence[str]) -> dict[str, list[str]]:
-    changes = {}
-    for pair in pairs:
-        name, equals, target = pair.partition("=")
-        if not equals:
-            raise DataError(f"--map {pair!r}: write CLASS=CLASS, or CLASS= to ignore it")
-        changes[name] = [target] if target else []
-    return changes
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training pseudo-label", description=__doc__)
     add = parser.add_argument
@@ -247,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _work(args: argparse.Namespace) -> None:
-    teacher = student_classes(load(args.model), args.classes, _changes(args.map))
+    teacher = student_classes(load(args.model), args.classes, parse_changes(args.map))
     frames = open_frames(args.source, args.topic, args.stride, reading(args))
     sizes = args.sizes or [teacher.info.fixed_size or teacher.info.size]
     new = pseudo_label(teacher, frames, args.out, sizes, args.device)

@@ -89,7 +89,7 @@ def test_patterns_choose_the_frames(small_camvid, street):
     sources = [street_source(street, without=["boston*"]), street_source(street, only=["*_1.png"])]
     data = mixture(small_camvid, street, sources=sources, frames=4)
     assert [len(source) for source in data.train] == [3, 1]
-    with pytest.raises(DataError, match="none of its 6 frames is left"):
+    with pytest.raises(DataError, match="none of the 6 frames is left"):
         mixture(small_camvid, street, sources=[street_source(street, only=["paris*"])])
 
 

@@ -57,6 +57,21 @@ def allowed_classes(
     return found
 
 
+def parse_changes(pairs: Sequence[str]) -> dict[str, list[str]]:
+    """``changes`` as a command line has them: ``CLASS=CLASS``, ``CLASS=CLASS,CLASS`` or ``CLASS=``.
+
+    Raises:
+        DataError: one is not of these forms.
+    """
+    changes = {}
+    for pair in pairs:
+        name, equals, targets = pair.partition("=")
+        if not equals:
+            raise DataError(f"--map {pair!r}: write CLASS=CLASS, or CLASS= to ignore it")
+        changes[name] = [target for target in targets.split(",") if target]
+    return changes
+
+
 def _nearest(name: str, names: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, names, 1)
     return f"; did you mean {near[0]!r}?" if near else f" ({', '.join(names)})"

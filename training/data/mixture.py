@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +23,7 @@ from training.data.frames import open_frames
 from training.data.label_sets import LabelSet
 from training.data.module import ScoredFrames, train_loader
 from training.data.own import find_label_set
-from training.data.pairs import IGNORE, LabelledFrame, Pair, PairSet, read_ids
+from training.data.pairs import IGNORE, LabelledFrame, Pair, PairSet, by_name, read_ids
 from training.data.unlabelled import CroppedFrames
 
 #: The confidence of labels that people drew.
@@ -168,22 +167,10 @@ class _ScoredSource(Sequence[LabelledFrame]):
 
 def _chosen(source: Source, labels: LabelSet) -> list[Pair]:
     pairs = [pair for split in source.splits for pair in labels.pairs(source.root, split)]
-    kept = [
-        pair
-        for pair in pairs
-        if (source.only is None or _matches(pair, source.only))
-        and not _matches(pair, source.without or [])
-    ]
-    if not kept:
-        raise DataError(
-            f"{source.root}: none of its {len(pairs)} frames is left by only {source.only} and "
-            f"without {source.without}"
-        )
-    return kept
-
-
-def _matches(pair: Pair, patterns: Sequence[str]) -> bool:
-    return any(fnmatch(pair.image.name, pattern) for pattern in patterns)
+    try:
+        return by_name(pairs, source.only, source.without)
+    except DataError as error:
+        raise DataError(f"{source.root}: {error}") from error
 
 
 def _confidence_files(pairs: Sequence[Pair]) -> list[Path | None]:
