@@ -69,7 +69,7 @@ class WNetSystem(L.LightningModule):
         vit: str | None = None,
         vit_weights: str | None = None,
         cell: int = 8,
-        sigma: float = 0.5,
+        sigma: float = 0.4,
         lr_encoder: float = 3e-3,
         lr_decoder: float = 4e-3,
         schedule: Literal["constant", "poly"] = "constant",
@@ -151,13 +151,18 @@ class WNetSystem(L.LightningModule):
         return cut(probabilities, intensity).mean()
 
     def vit_features(self, images: Tensor) -> Tensor:
-        """The ViT's tokens [B, D, H/cell, W/cell] of images on 0-255, each of length 1."""
+        """The ViT's tokens [B, D, H/cell, W/cell] of images on 0-255, each of length 1.
+
+        Less their mean over the batch, which is what all have in common: without it unlike things
+        are nearly as similar as like ones (DINOv2-S, CamVid: median cosine .54 in place of -.03).
+        """
         (vit,) = self._vit
         grid = [side // self.hparams.cell for side in images.shape[-2:]]
         size = [side * vit.patch for side in grid]
         x = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
         with torch.no_grad():
             tokens = F.normalize(vit.to(images.device)(x).float(), dim=-1)
+            tokens = F.normalize(tokens - tokens.mean((0, 1)), dim=-1)
         return tokens.transpose(1, 2).unflatten(2, grid)
 
     def training_step(self, batch: UnlabelledBatch, index: int) -> None:
