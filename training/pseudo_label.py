@@ -37,7 +37,7 @@ from ctxseg_ros.store import load
 from training.data.class_maps import allowed_classes, parse_changes
 from training.data.files import DataError
 from training.data.frames import FrameList, open_frames
-from training.data.mixture import CERTAIN, CONFIDENCE
+from training.data.mixture import CERTAIN, CONFIDENCE, TEACHER
 from training.data.options import add_reading, reading
 from training.data.own import CLASSES_HELP, find_label_set
 from training.data.pairs import IGNORE
@@ -191,7 +191,7 @@ def _begin(
         "names": hashlib.sha256("\n".join(Path(n).name for n in frames.names).encode()).hexdigest(),
         "sizes": [format_size(size) for size in sizes],
     }
-    record = out / "teacher.json"
+    record = out / TEACHER
     if record.exists():
         if json.loads(record.read_text()) != run:
             raise DataError(

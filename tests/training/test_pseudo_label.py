@@ -11,7 +11,8 @@ import pytest
 from ctxseg_ros.model_file import ClassInfo, read_model_info
 from ctxseg_ros.prediction import Prediction
 from training.__main__ import main
-from training.data.mixture import CERTAIN, CONFIDENCE
+from training.data.class_maps import LabelTable
+from training.data.mixture import CERTAIN, CONFIDENCE, Source, SourceFrames
 from training.data.own import find_label_set
 from training.data.pairs import IGNORE, PairSet
 from training.pseudo_label import Teacher, soft_labels, student_classes
@@ -124,6 +125,9 @@ def test_folder_is_a_data_set_with_confidence(model, frames, tmp_path, capsys):
         assert (label == expected).mean() > 0.9
     record = json.loads((out / "teacher.json").read_text())
     assert record["model"] == "oracle" and record["frames"] == 3
+    source = Source(str(out / "classes.yaml"), str(out), ["train", "val"])
+    frames = SourceFrames(source, names, LabelTable(len(names)))
+    assert len(frames) == 3 and frames.origin == "labelled by oracle"
 
 
 def test_unfinished_folder_is_finished_and_another_runs_is_refused(model, frames, tmp_path, capsys):

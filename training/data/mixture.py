@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,9 @@ CERTAIN = 255
 
 #: Folder beside the images of a pseudo-labelled data set: how sure each label is, 0 to 255.
 CONFIDENCE = "confidence"
+
+#: File of such a data set that says who labelled it.
+TEACHER = "teacher.json"
 
 
 @dataclass
@@ -101,9 +105,9 @@ class SourceFrames(Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, str]]):
         self._confidence = _confidence_files(pairs)
         self._fill = _Fill(source.fill, classes, table) if source.fill else None
         self.name = source.name or Path(source.root).name
-        self.origin, self.terms = labels.origin, labels.terms
+        self.origin, self.terms = _origin(source.root, labels), labels.terms
         if source.fill:
-            self.origin += ", its gaps filled by a teacher"
+            self.origin += f", its gaps {_origin(source.fill, labels)}"
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -163,6 +167,17 @@ class _ScoredSource(Sequence[LabelledFrame]):
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
         image, label, _, stem = self.source[index]
         return image, np.where(label < self.classes, label, np.uint8(IGNORE)), stem
+
+
+def _origin(root: str, labels: LabelSet) -> str:
+    """Who labelled a folder: a teacher, see ``training.pseudo_label``, or the set's authors."""
+    record = Path(root) / TEACHER
+    if not record.exists():
+        return labels.origin
+    try:
+        return f"labelled by {json.loads(record.read_text())['model']}"
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise DataError(f"{record}: damaged; label the frames again") from error
 
 
 def _chosen(source: Source, labels: LabelSet) -> list[Pair]:
