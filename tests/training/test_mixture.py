@@ -85,6 +85,15 @@ def test_batches_have_the_labels_of_all_sources(small_camvid, street):
     assert "6 frames of street" in data.origin()
 
 
+def test_only_certain_labels_of_one_class_are_scored(small_camvid, street, tmp_path):
+    val = [Source("camvid", str(small_camvid), ["val"]), street_source(street, name="one")]
+    data = mixture(small_camvid, street, val=val)
+    labels = {int(i) for _, label, _ in data.val_dataloader()[1] for i in label.unique()}
+    assert labels == {0, IGNORE}  # plants are {tree, pavement}
+    with pytest.raises(DataError, match="a name of its own, not one, one"):
+        mixture(small_camvid, street, val=[*val, val[1]])
+
+
 def test_patterns_choose_the_frames(small_camvid, street):
     sources = [street_source(street, without=["boston*"]), street_source(street, only=["*_1.png"])]
     data = mixture(small_camvid, street, sources=sources, frames=4)
@@ -236,6 +245,10 @@ def test_hidden_squares_cover_their_share():
         ({"frames": 10}, "frames 10 is not a multiple of batch_size 4: give 8"),
         ({"sources": []}, "at least one data set"),
         ({"sources": [Source("camvid", "x", weight=0)]}, "must be above 0"),
+        (
+            {"sources": [Source("camvid", "x"), Source("camvid", "rare", weight=0.01)]},
+            "rare: its weight 0.01 is not one frame in an epoch of 12",
+        ),
     ],
 )
 def test_arguments_that_cannot_be_are_refused(options, message, small_camvid, street):

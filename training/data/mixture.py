@@ -156,7 +156,7 @@ class _Fill:
 
 
 class _ScoredSource(Sequence[LabelledFrame]):
-    """A source's frames with the labels that can be scored: those that allow one class."""
+    """A source's frames with the labels that can be scored: certain ones, of one class."""
 
     def __init__(self, source: SourceFrames, classes: int) -> None:
         self.source, self.classes = source, classes
@@ -165,8 +165,9 @@ class _ScoredSource(Sequence[LabelledFrame]):
         return len(self.source)
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        image, label, _, stem = self.source[index]
-        return image, np.where(label < self.classes, label, np.uint8(IGNORE)), stem
+        image, label, confidence, stem = self.source[index]
+        scored = (label < self.classes) & (confidence == CERTAIN)
+        return image, np.where(scored, label, np.uint8(IGNORE)), stem
 
 
 def _origin(root: str, labels: LabelSet) -> str:
@@ -225,7 +226,9 @@ def shares(weights: Sequence[float], total: int) -> list[int]:
     return counts.tolist()
 
 
-def drawn(counts: Sequence[int], sizes: Sequence[int], seed: int, epoch: int, index: int):  # type: ignore[no-untyped-def]
+def drawn(
+    counts: Sequence[int], sizes: Sequence[int], seed: int, epoch: int, index: int
+) -> tuple[int, int]:
     """Which source and which of its frames is draw ``index`` of an epoch: (source, frame).
 
     Each source is gone through from end to end in a random order, then in another one, whatever
@@ -321,8 +324,8 @@ class Mixture(L.LightningDataModule):
     Args:
         classes: the model's, a key of LABEL_SETS or the file of a class list.
         sources: the labelled training data.
-        val: what scores are taken on; labels that allow several classes are left out there. The
-            best epoch is chosen by the first.
+        val: what scores are taken on, by labels that are certain and allow one class. The best
+            epoch is chosen by the first.
         unlabelled: images, videos, bags or folders of them, see ``open_frames``.
         size: (height, width) that the network sees.
         frames: labelled frames in an epoch, a multiple of ``batch_size``.
@@ -359,6 +362,13 @@ class Mixture(L.LightningDataModule):
             raise DataError(
                 f"frames {frames} is not a multiple of batch_size {batch_size}: give {nearest}"
             )
+        self.counts = shares([source.weight for source in sources], frames)
+        if 0 in self.counts:
+            source = sources[self.counts.index(0)]
+            raise DataError(
+                f"{source.root}: its weight {source.weight} is not one frame in an epoch of "
+                f"{frames}; raise it, or frames"
+            )
         self.labels = find_label_set(classes)
         self.classes, self.size = classes, tuple(size)
         self.batch_size, self.unlabelled_batch = batch_size, unlabelled_batch
@@ -382,6 +392,9 @@ class Mixture(L.LightningDataModule):
                 )
         if not self.val:
             self.val = [SourceFrames(source, names, self.table) for source in self.val_sources]
+            called = [source.name for source in self.val[1:]]
+            if len(set(called)) < len(called):
+                raise DataError(f"val: give each set a name of its own, not {', '.join(called)}")
 
     @property
     def allowed(self) -> Tensor:
@@ -402,8 +415,7 @@ class Mixture(L.LightningDataModule):
 
     def train_dataloader(self) -> dict[str, DataLoader]:
         assert self.trainer is not None
-        counts = shares([source.weight for source in self.sources], self.frames)
-        labelled = DrawnFrames(self.train, counts, self.size, self.scale, self.seed)
+        labelled = DrawnFrames(self.train, self.counts, self.size, self.scale, self.seed)
         loaders = {"labelled": self._loader(labelled, self.batch_size)}
         if self.unlabelled is not None:
             count = self.frames // self.batch_size * self.unlabelled_batch
