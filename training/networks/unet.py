@@ -40,7 +40,7 @@ class Module(nn.Sequential):
     """Two 3x3 convolutions, each with ReLU and BatchNorm, then dropout."""
 
     def __init__(
-        self, inputs: int, outputs: int, separable: bool, dropout: float, padding: str
+        self, inputs: int, outputs: int, separable: bool, dropout: float, padding: str = "zeros"
     ) -> None:
         super().__init__(
             _convolution(inputs, outputs, separable, padding),
