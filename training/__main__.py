@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from ctxseg_ros.command import run_command
+from training import pseudo_label
 from training.data.class_list_file import read_class_list
 from training.data.files import DataError
 from training.data.own import OWN
@@ -71,7 +72,10 @@ def _check_checkpoint(path: str) -> None:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run LightningCLI; returns the exit code (``ctxseg_ros.command``)."""
+    """Run LightningCLI, or another command; returns the exit code (``ctxseg_ros.command``)."""
+    given = sys.argv[1:] if args is None else args
+    if given[:1] == ["pseudo-label"]:
+        return pseudo_label.main(given[1:])
     return run_command(
         "training", lambda: _run(args), bad_input=(BadArguments, DataError, WeightsError, OSError)
     )

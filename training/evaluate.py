@@ -30,14 +30,24 @@ from ctxseg_ros.merging import hierarchy
 from ctxseg_ros.model_file import ModelInfo, format_size, parse_size
 from ctxseg_ros.output_files import check_writable, write_json
 from ctxseg_ros.pipeline import FrameSegmenter
+from ctxseg_ros.prediction import UNLABELLED
 from ctxseg_ros.runtimes import PRECISIONS, open_runtime
 from ctxseg_ros.store import load
 from training.data.bsds import check_pairs, pair_truths, read_truths
+from training.data.class_maps import ClassMap, allowed_classes, parse_changes
 from training.data.files import DataError, each_file
 from training.data.label_sets import LabelSet
 from training.data.options import add_bits
 from training.data.own import CLASSES_HELP, find_label_set
-from training.data.pairs import IGNORE, LabelReader, Pair, pair_files, read_label, read_pair
+from training.data.pairs import (
+    IGNORE,
+    LabelReader,
+    Pair,
+    by_name,
+    pair_files,
+    read_label,
+    read_pair,
+)
 from training.matching import MATCHES, NONE, match_clusters, matched_confusion
 from training.objects import (
     FrameScore,
@@ -69,6 +79,7 @@ def evaluate_labels(
     match: str = "none",
     precision: str = "auto",
     label_set: LabelSet | None = None,
+    changes: ClassMap | None = None,
 ) -> dict[str, Any]:
     """Scores against label images, at the truth's own size.
 
@@ -82,6 +93,10 @@ def evaluate_labels(
         label_set: reads the ground truth (colours, palettes, ids that are not the model's) and
             names its classes, which are the model's by name, in any order. None: the ground truth
             holds the model's ids.
+        changes: for ground truth with other classes than the model's: the classes of the model
+            that each of its classes may be, see ``training.data.class_maps.allowed_classes``. Its
+            classes that may be the same are one. Where the model gives a class that none of them
+            may be, it is wrong.
         size: (height, width) of the model's input; None: the size that it was trained for.
         device, precision: see ``ctxseg_ros.runtimes.open_runtime``.
         match: ``none`` for a ``semantic`` model; for ``clusters`` a key of
@@ -103,6 +118,14 @@ def evaluate_labels(
     if label_set is not None and ignore is not None:
         raise ValueError("the class list states what is ignored: give --ignore or --classes")
     names = [item.name for item in info.classes] if info.task == "semantic" else None
+    if changes is not None:
+        if names is None or label_set is None:
+            raise ValueError("--map tells a class list of a semantic model: give --classes too")
+        groups = _Groups(label_set, names, changes)
+        pixels = _count_set(
+            info, pairs, len(groups.names), groups.read, size, device, precision, groups.fold
+        )
+        return {**_scores(pixels, groups.names), "images": len(pairs), "match": match}
     # The clusters of a model say nothing about the ids of the ground truth.
     count = len(names) if names else IGNORE
     read: LabelReader
@@ -142,6 +165,39 @@ def _by_name(label_set: LabelSet, names: Sequence[str]) -> LabelReader:
     return lambda path: table[label_set.read(path)]
 
 
+class _Groups:
+    """Classes of a truth as sets of a model's classes that have none in common.
+
+    ``names``: the model's classes in each, joined by "|". ``fold``: uint8 [256], the group of each
+    of the model's ids, UNLABELLED for those in none.
+
+    Raises:
+        DataError: a class cannot be mapped, or two sets overlap without being equal.
+    """
+
+    def __init__(self, label_set: LabelSet, names: Sequence[str], changes: ClassMap) -> None:
+        self._label_set = label_set
+        allowed = allowed_classes([name for name, _ in label_set.classes], names, changes)
+        groups = list(dict.fromkeys(each for each in allowed if each))
+        self.names = ["|".join(names[k] for k in sorted(group)) for group in groups]
+        self.fold = np.full(IGNORE + 1, UNLABELLED, np.uint8)
+        for i, group in enumerate(groups):
+            if (self.fold[list(group)] != UNLABELLED).any():
+                raise DataError(
+                    f"{self.names[i]} has a class in common with another class of the truth: a "
+                    "pixel of it could be counted as either"
+                )
+            self.fold[list(group)] = i
+        self._table = np.full(IGNORE + 1, IGNORE, np.uint8)
+        for label, each in enumerate(allowed):
+            if each:
+                self._table[label] = groups.index(each)
+
+    def read(self, path: Path) -> NDArray[np.uint8]:
+        """A label image as groups, uint8 [H, W]."""
+        return self._table[self._label_set.read(path)]
+
+
 def _check_match(info: ModelInfo, match: str) -> None:
     choices = " or ".join(f"{name} ({what})" for name, what in MATCHES.items())
     if info.task == "clusters" and match not in MATCHES:
@@ -160,8 +216,9 @@ def _count_set(
     size: tuple[int, int] | None,
     device: str,
     precision: str,
+    fold: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.int64]:
-    ids = len(info.classes)
+    ids = len(info.classes) if fold is None else classes
     pixels = np.zeros((classes, ids + 1), np.int64)
     runtime = open_runtime(info, size, device, precision=precision)
     segmenter = FrameSegmenter(runtime)
@@ -170,6 +227,7 @@ def _count_set(
             truth = read(pair.label)
             labels = segmenter.segment(pair.rgb()).labels
             assert labels is not None
+            labels = labels if fold is None else fold[labels]
             if labels.shape != truth.shape:
                 height, width = truth.shape
                 labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
@@ -498,7 +556,7 @@ def _objects_table(name: str, result: dict[str, Any]) -> Table:
 def _labels(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
     info = load(args.model)
     label_set = find_label_set(args.classes) if args.classes else None
-    pairs = pair_files(args.images, args.labels, args.bits)
+    pairs = by_name(pair_files(args.images, args.labels, args.bits), args.only, args.without)
     result = evaluate_labels(
         info,
         pairs,
@@ -508,6 +566,7 @@ def _labels(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
         args.match,
         args.precision,
         label_set,
+        parse_changes(args.map) if args.map else None,
     )
     size = format_size(args.size or info.fixed_size or info.size)
     row = {"model": info.name, "size": size, "ignore": args.ignore, **result}
@@ -558,6 +617,15 @@ def _parser() -> argparse.ArgumentParser:
     add_bits(labels)
     labels.add_argument("--ignore", type=int, metavar="ID", help="id of the truth to leave out")
     labels.add_argument("--classes", metavar="FILE", help=CLASSES_HELP)
+    labels.add_argument(
+        "--map",
+        nargs="+",
+        metavar="CLASS=CLASS",
+        help="a class of --classes that is another of the model, or several (CLASS=CLASS,CLASS), "
+        "or is left out (CLASS=)",
+    )
+    labels.add_argument("--only", nargs="+", metavar="PATTERN", help="of file names to score")
+    labels.add_argument("--without", nargs="+", metavar="PATTERN", help="of those to leave out")
     labels.add_argument(
         "--match",
         choices=["none", *MATCHES],

@@ -160,7 +160,7 @@ def load_system(checkpoint: Path) -> tuple[System, dict[str, Any]]:
     except (*_NOT_A_CHECKPOINT, KeyError, TypeError, ValueError) as error:
         first = str(error).strip().partition("\n")[0]  # torch goes on to advise unpickling
         raise ExportError(f"{checkpoint}: no checkpoint of this version: {first}") from error
-    for key in ("weights", "teacher_weights"):
+    for key in ("weights", "teacher_weights", "vit_weights"):
         if path := run["recipe"].get(key):
             run["recipe"][key] = Path(path).name
     return system.eval(), run

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from training.clustering import Clustering
 from training.networks.encoder import Encoder
-from training.networks.segmenter import Segmenter
+from training.networks.segmenter import Segmenter, decoded
 from training.networks.unet import UNet
 
 
@@ -57,7 +57,11 @@ class SegmenterGraph(_ViTGraph):
 
     def __init__(self, network: Segmenter) -> None:
         super().__init__(network, network.encoder)
-        self.decoder = network.decoder
+        self.decoder, self.details = network.decoder, None
+        if network.details is not None:
+            # The division by 255, folded; what is padded with is 0 on either scale.
+            self.details = copy.deepcopy(network.details)
+            self.details.first.weight.data /= 255
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Labels and confidence.
@@ -69,9 +73,11 @@ class SegmenterGraph(_ViTGraph):
             labels uint8 [1, H, W] and confidence uint8 [1, H, W], 255 x top-class probability.
         """
         height, width = image.shape[1:3]
-        masks = self.decoder(
-            self.encoder.encode(self.patches(image)), (height // self.stride, width // self.stride)
-        )
+        grid = height // self.stride, width // self.stride
+        details = None
+        if self.details is not None:
+            details = self.details(image.to(torch.float32).permute(0, 3, 1, 2))
+        masks = decoded(self.decoder, self.encoder.encode(self.patches(image)), grid, details)
         logits = F.interpolate(masks, size=(height, width), mode="bilinear", align_corners=False)
         return labels_and_confidence(logits)
 

@@ -19,6 +19,7 @@ from ctxseg_ros.runtimes import open_runtime
 from training import evaluate
 from training.data.bsds import pair_truths, read_truths
 from training.data.files import DataError, read_image
+from training.data.own import find_label_set
 from training.data.pairs import IGNORE, Pair, pair_files
 from training.evaluate import count_pixels, evaluate_labels, evaluate_objects, evaluate_regions
 from training.objects import centre_prior, random_vit
@@ -499,3 +500,68 @@ def test_command_refuses_what_objects_cannot_use(objects, tmp_path, monkeypatch,
     monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, args)])
     assert evaluate.main() == 2
     assert f"{tmp_path}: cannot be written" in capsys.readouterr().err
+
+
+def test_truth_of_other_classes_is_scored_in_groups_of_the_models(labelled, tmp_path):
+    root, model, predicted, truth = labelled
+    rows = [{"name": n, "id": i} for n, i in (("low", 0), ("mid", 1), ("mid2", 2), ("high", 3))]
+    rows.append({"name": "gone", "id": 7})
+    (tmp_path / "classes.yaml").write_text(json.dumps(rows))
+    changes = {
+        "low": ["class 0"],
+        "mid": ["class 1", "class 2"],
+        "mid2": ["class 1", "class 2"],
+        "high": [],
+        "gone": [],
+    }
+    found = evaluate_labels(
+        read_model_info(model),
+        pair_files(root / "images", root / "labels"),
+        size=(32, 48),
+        device="cpu",
+        label_set=find_label_set(str(tmp_path / "classes.yaml")),
+        changes=changes,
+    )
+    counted = truth < 3
+    expected = {}
+    for name, ids in (("class 0", [0]), ("class 1|class 2", [1, 2])):
+        true, said = np.isin(truth, ids), np.isin(predicted, ids)
+        expected[name] = (true & said & counted).sum() / ((true | said) & counted).sum()
+    assert found["iou"] == pytest.approx(expected, abs=1e-6)
+    # Class 3, which no class of the truth may be, is wrong wherever it is given.
+    right = np.isin(truth, [1, 2]) & np.isin(predicted, [1, 2]) | (truth == 0) & (predicted == 0)
+    assert found["pixel_accuracy"] == pytest.approx(right[counted].mean(), abs=1e-6)
+    with pytest.raises(DataError, match="has a class in common"):
+        evaluate_labels(
+            read_model_info(model),
+            pair_files(root / "images", root / "labels"),
+            label_set=find_label_set(str(tmp_path / "classes.yaml")),
+            changes={**changes, "mid2": ["class 1"]},
+        )
+
+
+def test_map_and_patterns_on_the_command_line(labelled, tmp_path):
+    root, model, _, _ = labelled
+    rows = [{"name": f"class {i}", "id": i} for i in range(3)]
+    rows += [{"name": "top", "id": 3}, {"name": "gone", "id": 7}]
+    (tmp_path / "classes.yaml").write_text(json.dumps(rows))
+    command = [
+        sys.executable,
+        "-m",
+        "training.evaluate",
+        "labels",
+        f"--model={model}",
+        f"--images={root / 'images'}",
+        f"--labels={root / 'labels'}",
+        f"--classes={tmp_path / 'classes.yaml'}",
+        "--device=cpu",
+        f"--json={tmp_path / 'scores.json'}",
+    ]
+    chosen = ["--only", "[01].png", "--without", "1*", "--map", "top=class 3", "gone="]
+    subprocess.run([*command, *chosen], cwd=ROOT, check=True, capture_output=True)
+    found = json.loads((tmp_path / "scores.json").read_text())
+    assert found["images"] == 1 and len(found["iou"]) == 4
+    done = subprocess.run(
+        [*command, "--only", "x*"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "none of the 3 frames is left" in done.stderr

@@ -15,8 +15,10 @@ import cv2
 import lightning as L
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
 from tests.training.conftest import start
 from training.__main__ import main
@@ -294,13 +296,17 @@ def test_nan_stops_with_step_and_batch(command, capsys):
     assert any(f"00{i}" in said.split("batch", 1)[1] for i in range(8))
 
 
-@pytest.mark.parametrize("recipe", ["ade20k", "bsds", "camvid", "folder", "stanford"])
-def test_shipped_recipes_train(recipe, small_camvid, capfd):
+@pytest.mark.parametrize("recipe", ["ade20k", "bsds", "camvid", "camvid_vit", "folder", "stanford"])
+def test_shipped_recipes_train(recipe, small_camvid, tmp_path, capfd):
     """A batch of each YAML in mixed precision, small."""
+    vit = tmp_path / "vit.safetensors"
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), vit)
     arguments = {
         "config": ROOT / "training" / "configs" / f"wnet_{recipe}.yaml",
         "data.source": small_camvid / "train" / "images",
-        **({"data.val_source": "null"} if recipe in ("bsds", "camvid") else {}),
+        **({"data.val_source": "null"} if recipe.startswith(("bsds", "camvid")) else {}),
+        # An untaught ViT in place of the weights' file.
+        **({"model.vit": "test_vit", "model.vit_weights": vit} if recipe == "camvid_vit" else {}),
         "data.size": "[48, 64]",
         "data.workers": 0,
         "data.batch_size": 2,

@@ -154,6 +154,10 @@ class LabelledFrames(L.LightningDataModule):
         assert self.train is not None
         return f"{self.labels.origin}, {len(self.train)} training frames"
 
+    def terms(self) -> str:
+        """The terms of the data, for the model file."""
+        return self.labels.terms
+
     def _read(self, split: str, share: float = 1.0) -> PairSet:
         labels = self.labels
         pairs = evenly(labels.pairs(self.root, split), share)

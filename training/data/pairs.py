@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,33 @@ def pair_up(
     if alone:
         raise BrokenFiles(alone)
     return [Pair(left[s], right[s]) for s in left]
+
+
+def by_name(
+    pairs: Sequence[Pair], only: Sequence[str] | None, without: Sequence[str] | None
+) -> list[Pair]:
+    """The pairs whose image's file name matches one of ``only`` and none of ``without``.
+
+    Args:
+        only, without: patterns such as ``*barcelona*``; None: all, none.
+
+    Raises:
+        DataError: none is left.
+    """
+    kept = [
+        pair
+        for pair in pairs
+        if (only is None or _matches(pair, only)) and not _matches(pair, without or [])
+    ]
+    if not kept:
+        raise DataError(
+            f"none of the {len(pairs)} frames is left by only {only} and without {without}"
+        )
+    return kept
+
+
+def _matches(pair: Pair, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(pair.image.name, pattern) for pattern in patterns)
 
 
 def read_label(path: Path, classes: int, ignore: int | None) -> np.ndarray:

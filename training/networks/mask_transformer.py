@@ -51,7 +51,7 @@ class MaskTransformer(nn.Module):
             raise ValueError(f"decoder width {dim} is no multiple of 64, the size of one head")
         mask_dim = mask_dim or dim
         self.classes = classes
-        self.subpatch = subpatch
+        self.subpatch, self.mask_dim = subpatch, mask_dim
         self.project = nn.Linear(encoder_dim, dim)
         self.class_tokens = nn.Parameter(torch.empty(1, classes, dim))
         self.blocks = nn.Sequential(
@@ -77,30 +77,42 @@ class MaskTransformer(nn.Module):
         nn.init.normal_(self.project_patches.weight, std=dim**-0.5)
         nn.init.normal_(self.project_classes.weight, std=dim**-0.5)
 
-    def scores(self, tokens: Tensor) -> Tensor:
-        """Class scores [B, N, s * s, K] of the cells of each patch; tokens: [B, N, D_enc]."""
+    def scores(self, tokens: Tensor, details: Tensor | None = None) -> Tensor:
+        """Class scores [B, N, s * s, K] of the cells of each patch; tokens: [B, N, D_enc].
+
+        ``details``, [B, N, s * s, mask_dim], is added to the embeddings of the cells.
+        """
         batch, count, _ = tokens.shape
         x = torch.cat([self.project(tokens), self.class_tokens.expand(batch, -1, -1)], dim=1)
         x = self.norm(self.blocks(x))
         patches, classes = x[:, :count], x[:, count:]
         patches = self.project_patches(patches).unflatten(-1, (self.subpatch**2, -1))
+        if details is not None:
+            patches = patches + details
         patches = F.normalize(patches, dim=-1, eps=NORM_EPS)
         classes = F.normalize(self.project_classes(classes), dim=-1, eps=NORM_EPS)
         return self.mask_norm(patches @ classes.transpose(1, 2)[:, None])
 
-    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    def forward(
+        self, tokens: Tensor, grid: tuple[int, int], details: Tensor | None = None
+    ) -> Tensor:
         """Mask logits.
 
         Args:
             tokens: float [B, h * w, D_enc], rows of patches from the top.
             grid: (h, w).
+            details: float [B, mask_dim, h * s, w * s], see Details; None: there are none.
 
         Returns:
             float [B, K, h * s, w * s].
         """
         height, width = grid
         s = self.subpatch
-        cells = self.scores(tokens).unflatten(2, (s, s)).unflatten(1, (height, width))
+        if details is not None:
+            # [B, m, h, s, w, s] -> [B, h, w, s, s, m]: to the cells of each patch.
+            details = details.unflatten(3, (width, s)).unflatten(2, (height, s))
+            details = details.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)
+        cells = self.scores(tokens, details).unflatten(2, (s, s)).unflatten(1, (height, width))
         # [B, h, w, s, s, K] -> [B, K, h, s, w, s]: the cells of a patch go back to their places.
         return cells.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 

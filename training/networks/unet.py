@@ -23,12 +23,14 @@ def check_size(size: tuple[int, int]) -> None:
         )
 
 
-def _convolution(inputs: int, outputs: int, separable: bool) -> nn.Sequential:
+def _convolution(inputs: int, outputs: int, separable: bool, padding: str) -> nn.Sequential:
     """A 3x3 convolution, ReLU and BatchNorm; separable: one filter a channel, then 1x1."""
-    convolution: nn.Module = nn.Conv2d(inputs, outputs, 3, padding=1)
+    convolution: nn.Module = nn.Conv2d(inputs, outputs, 3, padding=1, padding_mode=padding)
     if separable:
         convolution = nn.Sequential(
-            nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs, bias=False),
+            nn.Conv2d(
+                inputs, inputs, 3, padding=1, padding_mode=padding, groups=inputs, bias=False
+            ),
             nn.Conv2d(inputs, outputs, 1),
         )
     return nn.Sequential(convolution, nn.ReLU(inplace=True), nn.BatchNorm2d(outputs))
@@ -37,10 +39,12 @@ def _convolution(inputs: int, outputs: int, separable: bool) -> nn.Sequential:
 class Module(nn.Sequential):
     """Two 3x3 convolutions, each with ReLU and BatchNorm, then dropout."""
 
-    def __init__(self, inputs: int, outputs: int, separable: bool, dropout: float) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, separable: bool, dropout: float, padding: str = "zeros"
+    ) -> None:
         super().__init__(
-            _convolution(inputs, outputs, separable),
-            _convolution(outputs, outputs, separable),
+            _convolution(inputs, outputs, separable, padding),
+            _convolution(outputs, outputs, separable, padding),
             nn.Dropout(dropout),
         )
 
@@ -63,22 +67,30 @@ class UNet(nn.Module):
         inputs: channels in. outputs: channels out.
         width: multiplies WIDTHS; each is rounded to an integer of at least 1.
         dropout: probability after each module.
+        padding: ``zeros``, which a network can tell from the inside of an image, or ``reflect``.
     """
 
     #: Poolings halve a side four times.
     stride = 16
 
-    def __init__(self, inputs: int, outputs: int, width: float = 1.0, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        width: float = 1.0,
+        dropout: float = 0.0,
+        padding: str = "zeros",
+    ) -> None:
         super().__init__()
         widths = [max(1, round(width * channels)) for channels in WIDTHS]
         self.down = nn.ModuleList(
-            Module(before, after, separable=i > 0, dropout=dropout)
+            Module(before, after, separable=i > 0, dropout=dropout, padding=padding)
             for i, (before, after) in enumerate(pairwise([inputs, *widths]))
         )
         pairs = list(pairwise(widths[::-1]))
         self.rise = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in pairs)
         self.up = nn.ModuleList(
-            Module(2 * b, b, separable=i < len(pairs) - 1, dropout=dropout)
+            Module(2 * b, b, separable=i < len(pairs) - 1, dropout=dropout, padding=padding)
             for i, (_, b) in enumerate(pairs)
         )
         self.head = nn.Conv2d(widths[0], outputs, 1)

@@ -39,6 +39,8 @@ _LEFT_OUT = re.compile(
     r"(head|head_dist|pre_logits|projectors|local_cls_norm|rope|rope_embed)\b.*|mask_token"
     r"|.*\.(bias_mask|periods)"
 )
+#: In names of the average of the weights, which is better than the weights themselves.
+_AVERAGED = re.compile(r"teacher|^average\.")
 _SHOWN = 4
 #: What comes of reading a file as what it is not; of text, whatever a pickle of it would say.
 _NO_WEIGHTS = (
@@ -96,7 +98,7 @@ def read_weights(path: str | Path) -> Weights:
         raise WeightsError(
             f"{path}: no weights of a ViT: no name ends in {_PATCHES}; found {first or 'no tensor'}"
         )
-    prefix = next((name for name in backbones if "teacher" in name), backbones[0])
+    prefix = next((name for name in backbones if _AVERAGED.search(name)), backbones[0])
     state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     for name, dims in ((_PATCHES, 4), ("pos_embed", 3)):
         if name in state and state[name].ndim != dims:

@@ -12,13 +12,19 @@ class WNet(nn.Module):
     """U_Enc gives each pixel a distribution over K clusters, U_Dec paints the image from it.
 
     Args:
-        clusters: K. width, dropout: see UNet, the same for both.
+        clusters: K. width, dropout, padding: see UNet, the same for both.
     """
 
-    def __init__(self, clusters: int = 9, width: float = 1.0, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        clusters: int = 9,
+        width: float = 1.0,
+        dropout: float = 0.0,
+        padding: str = "zeros",
+    ) -> None:
         super().__init__()
-        self.encoder = UNet(3, clusters, width, dropout)
-        self.decoder = UNet(clusters, 3, width, dropout)
+        self.encoder = UNet(3, clusters, width, dropout, padding)
+        self.decoder = UNet(clusters, 3, width, dropout, padding)
 
     def segment(self, images: Tensor) -> Tensor:
         """Probabilities float [B, K, H, W] of images [B, 3, H, W], RGB on 0-1."""

@@ -10,15 +10,18 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from ctxseg_ros.command import CommandFailed
 from ctxseg_ros.model_file import ClassInfo
 from training.data.files import DataError
 from training.data.label_sets import LABEL_SETS
+from training.data.mixture import CERTAIN, LabelledBatch, Mixture, UnlabelledBatch
 from training.data.module import Batch, LabelledFrames
 from training.data.own import OWN
 from training.data.pairs import IGNORE
+from training.losses.allowed_classes import allowed_classes_loss
 from training.losses.lovasz import lovasz_softmax
 from training.networks.encoder import check_multiple
 from training.scores import Scores
@@ -54,7 +57,12 @@ class LabelledSystem(L.LightningModule):
 
     - ``classes``: the label set, a key of ``training.data.label_sets.LABEL_SETS``; or name and
       colour of each class. In a configuration ``own`` stands for the classes of OwnLabels.
-    - ``lovasz``: weight of the Lovász-softmax beside the cross entropy.
+    - ``lovasz``: weight of the Lovász-softmax beside the cross entropy; of labels that are certain
+      and allow one class.
+    - ``ema``: decay of the average of the weights, 0 for none. The average is what is validated
+      and exported, and what labels the unlabelled frames.
+    - ``consistency``: weight of the loss on unlabelled frames. ``sure``: the least probability of
+      the average's labels for them.
     - ``optimizer``: ``sgd`` (momentum 0.9) or ``adamw``; ``lr``, ``weight_decay``.
     - ``schedule``: ``poly`` decays by (1 - t)^0.9 over the run after ``warmup`` steps; ``plateau``
       divides by 10 when val mIoU has not risen for 10 validations.
@@ -64,6 +72,7 @@ class LabelledSystem(L.LightningModule):
 
     task = "semantic"
     network: nn.Module
+    allowed: Tensor
 
     def __init__(self, classes: Classes) -> None:
         super().__init__()
@@ -80,7 +89,29 @@ class LabelledSystem(L.LightningModule):
             classes = list(labels.classes)
         self.classes = [ClassInfo(i, name, (*rgb,)) for i, (name, rgb) in enumerate(classes)]
         self.class_names = [item.name for item in self.classes]
-        self.confusion = MulticlassConfusionMatrix(len(self.class_names), ignore_index=IGNORE)
+        self.register_buffer("allowed", torch.eye(len(self.classes), dtype=torch.bool), False)
+        #: Of the weights, see ``ema``.
+        self.average: AveragedModel | None = None
+        #: One for each validation set, and the names of all but the first.
+        self.confusions = nn.ModuleList([self._confusion()])
+        self.val_names: list[str] = []
+
+    def _confusion(self) -> MulticlassConfusionMatrix:
+        return MulticlassConfusionMatrix(len(self.class_names), ignore_index=IGNORE)
+
+    def keep_average(self) -> None:
+        """Begin the average of the weights, where ``ema`` asks for it; once there is a network."""
+        h = self.hparams
+        if h.ema:
+            self.average = AveragedModel(
+                self.network, multi_avg_fn=ramped_average(h.ema), use_buffers=True
+            )
+            self.average.requires_grad_(False).eval()
+
+    @property
+    def deployed(self) -> nn.Module:
+        """The network that is validated and exported."""
+        return self.network if self.average is None else self.average.module
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for the optimiser."""
@@ -88,7 +119,7 @@ class LabelledSystem(L.LightningModule):
 
     def on_fit_start(self) -> None:
         frames = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(frames, LabelledFrames):
+        if not isinstance(frames, LabelledFrames | Mixture):
             raise DataError(
                 f"{type(self).__name__} needs labels, and {type(frames).__name__} has none: set "
                 "--data training.data.module.CamVid, or another labelled set"
@@ -101,7 +132,26 @@ class LabelledSystem(L.LightningModule):
                 f"({', '.join(self.class_names)}), the labels are {data} ({', '.join(names)}): set "
                 f"--model.init_args.classes {data}"
             )
-        self.data = (frames.origin(), frames.labels.terms)
+        self.data = (frames.origin(), frames.terms())
+        footage = isinstance(frames, Mixture) and bool(frames.footage)
+        if footage != bool(self.hparams.consistency):
+            raise DataError(
+                "unlabelled frames and their loss go together: set --data.init_args.unlabelled of "
+                "training.data.mixture.Mixture and --model.init_args.consistency, or neither"
+            )
+        if footage and self.average is None:
+            raise DataError(
+                "the average of the weights labels the unlabelled frames: set --model.init_args.ema"
+            )
+
+    def setup(self, stage: str) -> None:
+        """Learn from the data what its labels allow, and how many validation sets it has."""
+        frames = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(frames, Mixture):
+            self.allowed = frames.allowed
+            self.val_names = [source.name for source in frames.val[1:]]
+            extra = len(self.val_names) + 1 - len(self.confusions)
+            self.confusions.extend(self._confusion() for _ in range(extra))
 
     def graph(self) -> nn.Module:
         """The network as it is deployed, see ``training.graphs``."""
@@ -109,7 +159,7 @@ class LabelledSystem(L.LightningModule):
 
     def logits(self, images: Tensor) -> Tensor:
         """Float [B, K, H, W] of images uint8 [B, 3, H, W]; the greatest is the label."""
-        return self.network(images)
+        return self.deployed(images)
 
     def class_infos(self) -> list[ClassInfo]:
         """The classes as the model file has them."""
@@ -131,18 +181,21 @@ class LabelledSystem(L.LightningModule):
         step = self.global_step * self.trainer.world_size + self.global_rank
         torch.manual_seed(self.hparams.seed + 1_000_003 * step)
 
-    def loss(self, logits: Tensor, labels: Tensor, pixels: Tensor) -> Tensor:
-        """Cross entropy over the labelled pixels of the global batch, plus the Lovász term.
+    def loss(self, logits: Tensor, batch: LabelledBatch, pixels: Tensor) -> Tensor:
+        """``allowed_classes_loss`` per labelled pixel of the global batch, plus the Lovász term.
 
         Args:
-            logits: float [B, K, H, W]; labels: int64 [B, H, W], IGNORE where there is none.
+            logits: float [B, K, H, W].
             pixels: number of labelled pixels in a process's batch, averaged over the processes.
                 DDP averages gradients over processes; dividing by this, not by a process's own
                 number, makes that average the mean over the pixels of all of them.
         """
-        entropy = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+        labels = batch.labels
+        entropy = allowed_classes_loss(logits, labels, batch.confidence, self.allowed, IGNORE)
         loss = entropy / pixels.clamp(min=1)
         if self.hparams.lovasz:
+            plain = (labels < len(self.classes)) & (batch.confidence == CERTAIN)
+            labels = labels.where(plain, IGNORE)
             # Every second pixel of every second row, from each of the four corners in turn:
             # sorting all of them would take longer than the network.
             top, left = divmod(self.global_step % 4, 2)
@@ -152,28 +205,72 @@ class LabelledSystem(L.LightningModule):
             )
         return loss
 
-    def training_step(self, batch: Batch, index: int) -> Tensor:
-        images, labels, stems = batch
-        pixels = self.all_gather((labels != IGNORE).sum()).float().mean()
-        loss = finite(self.loss(self.network(images), labels, pixels), self, index, stems)
+    def training_step(
+        self, batch: Batch | dict[str, LabelledBatch | UnlabelledBatch], index: int
+    ) -> Tensor:
+        labelled, unlabelled = _parts(batch)
+        pixels = self.all_gather((labelled.labels != IGNORE).sum()).float().mean()
+        images = labelled.images
+        if unlabelled is not None:  # one pass: BatchNorm sees both kinds at once
+            images = torch.cat([images, unlabelled.distorted])
+        logits = self.network(images)
+        count = len(labelled.images)
+        loss = self.loss(logits[:count], labelled, pixels)
+        if unlabelled is not None:
+            apart = self.consistency_loss(logits[count:], unlabelled.images)
+            self.log("train/consistency", apart, sync_dist=True)
+            loss = loss + self.hparams.consistency * apart
+        loss = finite(loss, self, index, labelled.names)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
-    def validation_step(self, batch: Batch, index: int) -> None:
+    def consistency_loss(self, logits: Tensor, images: Tensor) -> Tensor:
+        """Cross entropy with the labels that the average gives to the undistorted frames.
+
+        Where it is not ``sure`` of them the loss is 0; the mean is over all pixels (FixMatch, Sohn
+        et al. 2020, with the averaged teacher of Tarvainen & Valpola 2017).
+
+        Args:
+            logits: float [B, K, H, W] of the distorted frames. images: uint8 [B, 3, H, W].
+        """
+        assert self.average is not None
+        self.average.eval()  # Lightning puts all modules into training mode
+        with torch.no_grad():
+            probability, labels = self.average.module(images).float().softmax(1).max(1)
+            self.log("train/sure", (probability >= self.hparams.sure).float().mean())
+        labels = labels.where(probability >= self.hparams.sure, IGNORE)
+        entropy = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
+        return entropy / labels.numel()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+
+    def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> None:
         images, labels, _ = batch
         # As a user gets them: labels at the network's size, then nearest to the frame's own.
-        predicted = self.network(images).argmax(1, keepdim=True).float()
+        predicted = self.deployed(images).argmax(1, keepdim=True).float()
         predicted = F.interpolate(predicted, size=labels.shape[-2:], mode="nearest-exact")
-        self.confusion.update(predicted[:, 0].long(), labels)
+        self.confusions[dataloader_idx].update(predicted[:, 0].long(), labels)
 
     def on_validation_epoch_end(self) -> None:
-        scores = Scores(self.confusion.compute().cpu().numpy())
-        self.confusion.reset()
-        # The confusion matrix was summed over processes: the figures are the same on each.
-        self.log("val/miou", scores.miou, prog_bar=True, sync_dist=False)
-        self.log("val/pixel_accuracy", scores.pixel_accuracy)
-        for name, iou in zip(self.class_names, scores.iou, strict=True):
-            self.log(f"val/iou_{name}", 0.0 if math.isnan(iou) else iou)
+        for prefix, confusion in zip(["", *self.val_names], self.confusions, strict=True):
+            # Summed over processes: the figures are the same on each.
+            self._log_scores(f"val/{prefix}/" if prefix else "val/", confusion)
+            confusion.reset()
+
+    def _log_scores(self, prefix: str, confusion: MulticlassConfusionMatrix) -> None:
+        pixels = confusion.compute().cpu().numpy()
+        scores = Scores(pixels)
+        # A set may have labels of some classes only: the mean is over those, whatever else is
+        # predicted there.
+        there = pixels.sum(1) > 0
+        miou = float(scores.iou[there].mean()) if there.any() else math.nan
+        self.log(f"{prefix}miou", miou, prog_bar=True, sync_dist=False)
+        self.log(f"{prefix}pixel_accuracy", scores.pixel_accuracy)
+        for name, iou, is_there in zip(self.class_names, scores.iou, there, strict=True):
+            if is_there:
+                self.log(f"{prefix}iou_{name}", float(iou))
 
     def configure_optimizers(self) -> dict[str, Any]:
         h = self.hparams
@@ -191,6 +288,35 @@ class LabelledSystem(L.LightningModule):
                 "lr_scheduler": {"scheduler": plateau, "monitor": "val/miou", "frequency": every},
             }
         return warmed_poly(optimizer, self.trainer, h.warmup)
+
+
+def ramped_average(decay: float) -> Any:
+    """What AveragedModel calls: decay min(``decay``, (1 + n) / (10 + n)) after n averages.
+
+    So that the first steps, of an untrained network, are soon forgotten.
+    """
+
+    @torch.no_grad()
+    def update(averages: list[Tensor], currents: list[Tensor], count: Tensor) -> None:
+        n = int(count)
+        weight = 1 - min(decay, (1 + n) / (10 + n))
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, currents, weight)
+        else:  # BatchNorm counts its batches
+            torch._foreach_copy_(averages, currents)
+
+    return update
+
+
+def _parts(
+    batch: Batch | dict[str, LabelledBatch | UnlabelledBatch],
+) -> tuple[LabelledBatch, UnlabelledBatch | None]:
+    """The labelled and the unlabelled part of a batch."""
+    if isinstance(batch, dict):
+        return batch["labelled"], batch.get("unlabelled")  # type: ignore[return-value]
+    images, labels, names = batch
+    certain = torch.full_like(labels, CERTAIN, dtype=torch.uint8)
+    return LabelledBatch(images, labels, certain, names), None
 
 
 def check_data_size(size: tuple[int, int], patch: int) -> None:

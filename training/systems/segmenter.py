@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from training.graphs import SegmenterGraph
+from training.networks.details import Details
 from training.networks.encoder import Encoder
 from training.networks.linear_head import LinearHead
 from training.networks.mask_transformer import MaskTransformer
@@ -25,11 +26,14 @@ class SegmenterSystem(LabelledSystem):
         head: ``mask`` decodes with the mask transformer, ``linear`` with one linear layer, the
             measure of what an encoder knows.
         decoder_dim, decoder_depth, subpatch, mask_dim: see MaskTransformer.
+        details: channels of a branch of convolutions for what is thinner than a patch, see
+            Details; 0 for none, as published. Needs head ``mask``.
         dropout: linear layers of encoder and decoder. attention_dropout: their attention weights.
         drop_path: stochastic depth of the encoder.
         lr: of the decoder. encoder_lr_scale: the encoder's is this times ``lr``.
         frozen: the encoder keeps its weights, whatever ``encoder_lr_scale``.
-        classes, lovasz, optimizer, weight_decay, schedule, warmup, seed: see LabelledSystem.
+        classes, lovasz, ema, consistency, sure, optimizer, weight_decay, schedule, warmup,
+            seed: see LabelledSystem.
     """
 
     def __init__(
@@ -45,11 +49,15 @@ class SegmenterSystem(LabelledSystem):
         decoder_depth: int = 2,
         subpatch: int = 1,
         mask_dim: int | None = None,
+        details: int = 0,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
         classes: Classes = "camvid",
         lovasz: float = 0.0,
+        ema: float = 0.0,
+        consistency: float = 0.0,
+        sure: float = 0.95,
         optimizer: Literal["sgd", "adamw"] = "sgd",
         lr: float = 1e-3,
         encoder_lr_scale: float = 1.0,
@@ -60,6 +68,8 @@ class SegmenterSystem(LabelledSystem):
         seed: int = 0,
     ) -> None:
         super().__init__(classes)
+        if details and head != "mask":
+            raise ValueError("details are added to the cells of masks: set head to mask")
         self.save_hyperparameters()
         encoder = Encoder(
             backbone,
@@ -88,10 +98,12 @@ class SegmenterSystem(LabelledSystem):
                 subpatch,
                 mask_dim,
             )
-        self.network = Segmenter(encoder, decoder)
+        branch = Details(decoder.mask_dim, details) if details else None
+        self.network = Segmenter(encoder, decoder, branch)
+        self.keep_average()
 
     def graph(self) -> nn.Module:
-        return SegmenterGraph(self.network)
+        return SegmenterGraph(self.deployed)
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
@@ -105,6 +117,8 @@ class SegmenterSystem(LabelledSystem):
     def parameter_groups(self) -> list[dict[str, Any]]:
         h = self.hparams
         decoder = decay_groups(self.network.decoder, h.lr, h.weight_decay)
+        if self.network.details is not None:
+            decoder += decay_groups(self.network.details, h.lr, h.weight_decay)
         if h.frozen:
             return decoder
         encoder = self.network.encoder

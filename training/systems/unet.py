@@ -32,7 +32,8 @@ class UNetSystem(LabelledSystem):
     Args:
         width, dropout: see UNet.
         size: (height, width) that the exported model is meant for.
-        classes, lovasz, optimizer, lr, weight_decay, schedule, warmup, seed: see LabelledSystem.
+        classes, lovasz, ema, consistency, sure, optimizer, lr, weight_decay, schedule, warmup,
+            seed: see LabelledSystem.
     """
 
     def __init__(
@@ -42,6 +43,9 @@ class UNetSystem(LabelledSystem):
         size: tuple[int, int] = (352, 480),
         classes: Classes = "camvid",
         lovasz: float = 0.0,
+        ema: float = 0.0,
+        consistency: float = 0.0,
+        sure: float = 0.95,
         optimizer: Literal["sgd", "adamw"] = "adamw",
         lr: float = 1e-3,
         weight_decay: float = 0.0,
@@ -53,6 +57,7 @@ class UNetSystem(LabelledSystem):
         check_size(size)
         self.save_hyperparameters()
         self.network = BytesUNet(UNet(3, len(self.class_names), width, dropout))
+        self.keep_average()
 
     def graph(self) -> nn.Module:
-        return UNetGraph(self.network.unet)
+        return UNetGraph(self.deployed.unet)
