@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from training.losses.allowed_classes import allowed_classes_loss
 
+pytestmark = pytest.mark.slow
+
 CLASSES = 4
 SETS = [{0}, {1}, {2}, {3}, {0, 2}, {1, 2, 3}]
 ALLOWED = torch.tensor([[k in each for k in range(CLASSES)] for each in SETS])

@@ -7,6 +7,8 @@ import torch
 from training.losses.batch_ncut import batch_ncut
 from training.losses.soft_ncut import soft_ncut
 
+pytestmark = pytest.mark.slow
+
 
 def case(seed=0, size=(3, 4, 5, 6), channels=2):
     generator = torch.Generator().manual_seed(seed)

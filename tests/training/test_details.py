@@ -10,6 +10,8 @@ from training.export import export_graph
 from training.networks.mask_transformer import MaskTransformer
 from training.systems.segmenter import SegmenterSystem
 
+pytestmark = pytest.mark.slow
+
 
 def system(patch=16, **options):
     torch.manual_seed(0)

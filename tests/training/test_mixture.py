@@ -18,6 +18,8 @@ from training.data.files import DataError
 from training.data.mixture import CERTAIN, CONFIDENCE, Mixture, Source, drawn, shares
 from training.data.pairs import IGNORE
 
+pytestmark = pytest.mark.slow
+
 
 class Alone:
     """What the loaders ask of a trainer."""

@@ -17,6 +17,8 @@ from training.data.own import find_label_set
 from training.data.pairs import IGNORE, PairSet
 from training.pseudo_label import Teacher, soft_labels, student_classes
 
+pytestmark = pytest.mark.slow
+
 #: Names that CamVid has not, but for the last.
 NAMES = ["person", "van", "lorry", "sky"]
 MAP = {"person": ["pedestrian"], "van": ["car"], "lorry": ["car"]}

@@ -19,6 +19,8 @@ from training.networks.weights import read_weights
 from training.systems.segmenter import SegmenterSystem
 from training.systems.unet import UNetSystem
 
+pytestmark = pytest.mark.slow
+
 SIZE = [64, 96]
 
 

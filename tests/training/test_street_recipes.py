@@ -12,6 +12,8 @@ from training.__main__ import main
 from training.data.mixture import Mixture, Source
 from training.systems.segmenter import SegmenterSystem
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
 SIZES = {
     "segmenter_tiny_streets": [64, 96],

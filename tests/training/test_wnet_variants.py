@@ -16,6 +16,8 @@ from training.networks.encoder import Encoder
 from training.networks.unet import UNet
 from training.systems.wnet import WNetSystem
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def vit(tmp_path):
