@@ -3,6 +3,7 @@
 
 import csv
 
+import onnxruntime
 import pytest
 import timm
 import torch
@@ -42,7 +43,6 @@ def test_reflection_hides_the_border():
 
 
 def test_exported_graph_reflects_too(street_frames):
-    onnxruntime = pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
     system = WNetSystem(4, width=0.1, padding="reflect").eval()
     model = export_graph(system.graph(), system.task)
