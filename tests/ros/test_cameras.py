@@ -30,11 +30,11 @@ def test_each_camera_has_its_own_topics_and_headers(
     infos = {name: two.collect(CameraInfo, f"/segment/{name}/camera_info") for name in sizes}
     images = {name: two.publisher(Image, f"{name}/image") for name in sizes}
     info_publishers = {name: two.publisher(CameraInfo, f"{name}/camera_info") for name in sizes}
-    for name, (width, height) in sizes.items():
-        info_publishers[name].publish(CameraInfo(width=width, height=height))
 
     def send() -> None:
         for name, (width, height) in sizes.items():
+            # Each time: it is read as best effort, and one message may be lost.
+            info_publishers[name].publish(CameraInfo(width=width, height=height))
             message = image_message(width, height)
             message.header.frame_id = name
             images[name].publish(message)
