@@ -13,6 +13,8 @@ from ctxseg_ros import merging
 from ctxseg_ros.boundaries import ANGLES, Cue, cues, global_boundaries, local_boundaries
 from ctxseg_ros.merging import Hierarchy, hierarchy, merged_labels
 
+pytestmark = pytest.mark.slow
+
 LEVELS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0)
 
 

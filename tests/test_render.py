@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from ctxseg_ros.model_file import ClassInfo
 from ctxseg_ros.render import Legend, colour_map, heat_map, heat_overlay, legend, overlay
 
+pytestmark = pytest.mark.slow
+
 
 def random_images(seed, height, width):
     random = np.random.default_rng(seed)

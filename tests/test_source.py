@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from ctxseg_ros.source import FOLDER_RATE_HZ, FrameSource, SourceError
 
+pytestmark = pytest.mark.slow
+
 
 def write_video(path: Path, count: int = 5, rate: float = 20.0, code: str = "mp4v") -> Path:
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*code), rate, (64, 48))
