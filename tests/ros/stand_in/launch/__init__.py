@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A stand-in for the parts of ros2/launch that this project's launch files use.
 
-It serves machines without ROS, because PyPI has no wheel of ros2/launch. It executes descriptions as
-ros2/launch does (arguments, included files, processes, actions at their end), and raises the same
-errors.
+It serves machines without ROS, because PyPI has no wheel of ros2/launch. It executes descriptions
+as ros2/launch does (arguments, included files, processes, actions at their end), and raises the
+same errors.
 """
 
 import asyncio
