@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticStatus
-from rcl_interfaces.msg import Log
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
@@ -465,21 +464,25 @@ def test_images_that_come_another_way_are_said(
 # Pixels
 
 
-def logged(scene: Any, wait: Any) -> list[Log]:
-    """What the node logs from now on."""
-    lines = scene.graph.collect(Log, "/rosout", 1000)
-    wait(lambda: scene.graph.node.count_subscribers("/rosout"))
-    return lines
+@pytest.fixture
+def log(capfd: pytest.CaptureFixture[str]) -> Callable[[], list[str]]:
+    """log() -> every line that was logged since the test began."""
+    lines: list[str] = []
+
+    def read() -> list[str]:
+        lines.extend(capfd.readouterr().err.splitlines())
+        return lines
+
+    return read
 
 
 def test_the_first_frame_is_logged_once_each_time_the_node_is_activated(
-    scene: Any, wait: Any, send: Any
+    scene: Any, wait: Any, send: Any, log: Callable[[], list[str]]
 ) -> None:
     made = scene()
-    lines = logged(made, wait)
 
     def first() -> list[str]:
-        return [line.msg for line in lines if "first frame" in line.msg]
+        return [line for line in log() if "first frame" in line]
 
     for time_around in (1, 2):
         for _ in range(3):
@@ -501,18 +504,17 @@ def mono16(value: int, stamp: int) -> Image:
 
 @pytest.mark.parametrize(("value", "bits"), [(1000, 10), (3021, 12), (16000, 14), (16384, None)])
 def test_a_camera_of_fewer_than_16_bits_is_said_once(
-    scene: Any, wait: Any, value: int, bits: int | None
+    scene: Any, wait: Any, log: Callable[[], list[str]], value: int, bits: int | None
 ) -> None:
     made = scene()
-    lines = logged(made, wait)
     for _ in range(12):
         before = done(made)
         made.publishers[""].publish(mono16(value, wall()))
         wait(lambda: done(made) == before + 1)  # noqa: B023
     # A line that comes after it, so that there is something to wait for.
     made.node.get_logger().info("the end")
-    wait(lambda: any(line.msg == "the end" for line in lines))
-    found = [line.msg for line in lines if "nearly black" in line.msg]
+    wait(lambda: any("the end" in line for line in log()))
+    found = [line for line in log() if "nearly black" in line]
     assert len(found) == (bits is not None)
     if bits is not None:
         assert str(value) in found[0] and f"set input_bits to {bits}" in found[0]

@@ -364,7 +364,8 @@ def test_from_masks_to_a_scored_model_file(recipe, own_data, tmp_path):
     )
     run(
         *("training.evaluate", "labels", "--model", model, "--images", own_data / "images"),
-        *(*frames, "--size", "64x96", "--json", scores),
+        # In the precision that the file's own score was measured in.
+        *(*frames, "--size", "64x96", "--precision", "fp32", "--json", scores),
     )
     info = read_model_info(model)
     listed = read_class_list(own_data / "classes.yaml").classes
