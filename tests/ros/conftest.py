@@ -246,6 +246,10 @@ class Graph:
         self._stopping.set()
         self._thread.join(TIMEOUT_S)
         ended = [node.close(TIMEOUT_S) for node in self._nodes]
+        # What is left to the garbage collector is still seen in the domain by the next test there.
+        for node in (*self._nodes, self.node):
+            node.destroy_node()
+        self.executor.shutdown()
         rclpy.shutdown(context=self._context)
         os.close(self._domain_lock)
         # Last: what is left running would keep pytest from ending.
