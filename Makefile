@@ -76,11 +76,14 @@ demo: $(DEMO_READY)
 	$(VENV)/bin/python -m ctxseg_ros.ros.demo $(if $(SOURCE),--source "$(SOURCE)") \
 	  --model "$(MODEL)" $(if $(DEVICE),--device "$(DEVICE)") --out demo_out
 
+# As many processes as cores run tests, so each of them computes in one thread.
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+
 test: lint
-	$(VENV)/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	$(PYTEST)
 
 test-fast: $(TEST_READY)
-	$(VENV)/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-latest:
 	rm -f .venv-latest/*.stamp

@@ -7,12 +7,15 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+
+from training.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,6 +33,23 @@ def start(arguments: list[str]) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """call(module, *arguments) -> the exit code of `python -m MODULE ARGUMENTS`, in this process:
+    what a command imports takes longer than what it does here."""
+
+    def run(module: ModuleType, *arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+        return int(module.main())
+
+    return run
+
+
+def fit(arguments: list[str]) -> None:
+    """`python -m training ARGUMENTS`, in this process."""
+    assert main(arguments) == 0
 
 
 @pytest.fixture

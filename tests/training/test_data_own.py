@@ -3,8 +3,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import unicodedata
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from hypothesis import strategies as st
 
 from ctxseg_ros.model_file import read_model_info
 from tests.training.conftest import ROOT, SMALL_VIT
+from training import evaluate, export
 from training.__main__ import main as train
 from training.data.__main__ import main as check
 from training.data.class_list_file import read_class_list
@@ -330,7 +329,7 @@ SYSTEMS = {
 
 
 @pytest.mark.parametrize("recipe", SYSTEMS)
-def test_from_masks_to_a_scored_model_file(recipe, own_data, tmp_path):
+def test_from_masks_to_a_scored_model_file(recipe, own_data, tmp_path, call):
     options = {
         "config": ROOT / "training" / "configs" / f"{recipe}.yaml",
         **SYSTEMS[recipe],
@@ -351,22 +350,14 @@ def test_from_masks_to_a_scored_model_file(recipe, own_data, tmp_path):
     }
     assert train(["fit", *(f"--{key}={value}" for key, value in options.items())]) == 0
 
-    def run(*command: object) -> None:
-        line = [sys.executable, "-m", *map(str, command)]
-        done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT)
-        assert done.returncode == 0, done.stderr
-
     frames = ("--labels", own_data / "masks", "--classes", own_data / "classes.yaml")
     model, scores = tmp_path / "mine.onnx", tmp_path / "scores.json"
-    run(
-        *("training.export", tmp_path / "last.ckpt", "--out", model),
-        *("--frames", own_data / "images", *frames),
-    )
-    run(
-        *("training.evaluate", "labels", "--model", model, "--images", own_data / "images"),
-        # In the precision that the file's own score was measured in.
-        *(*frames, "--size", "64x96", "--precision", "fp32", "--json", scores),
-    )
+    images = own_data / "images"
+    checkpoint = tmp_path / "last.ckpt"
+    assert call(export, checkpoint, "--out", model, "--frames", images, *frames) == 0
+    # In the precision that the file's own score was measured in.
+    options = ("--size", "64x96", "--precision", "fp32", "--json", scores)
+    assert call(evaluate, "labels", "--model", model, "--images", images, *frames, *options) == 0
     info = read_model_info(model)
     listed = read_class_list(own_data / "classes.yaml").classes
     assert tuple((item.name, item.colour) for item in info.classes) == listed

@@ -126,7 +126,7 @@ def test_command_prints_and_writes(labelled, tmp_path):
     assert all(name in done.stdout for name in report["iou"])
 
 
-def test_command_refuses_in_one_line(labelled, tmp_path):
+def test_command_refuses_in_one_line(labelled, call, capsys):
     root, model, _, _ = labelled
     common = ("labels", "--images", root / "images", "--labels", root / "labels")
     for args, said in (
@@ -135,10 +135,8 @@ def test_command_refuses_in_one_line(labelled, tmp_path):
         (("--model", model, "--ignore", 7, "--size", "33x48"), "Nearest: 32x48 or 48x48"),
         (("--model", model, "--ignore", 7, "--device", "tensorrt"), "cannot run on tensorrt"),
     ):
-        done = run(*common, *args)
-        assert done.returncode == 2
-        assert said in done.stderr
-        assert "Traceback" not in done.stderr
+        assert call(evaluate, *common, *args) == 2
+        assert said in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -540,15 +538,12 @@ def test_truth_of_other_classes_is_scored_in_groups_of_the_models(labelled, tmp_
         )
 
 
-def test_map_and_patterns_on_the_command_line(labelled, tmp_path):
+def test_map_and_patterns_on_the_command_line(labelled, tmp_path, call, capsys):
     root, model, _, _ = labelled
     rows = [{"name": f"class {i}", "id": i} for i in range(3)]
     rows += [{"name": "top", "id": 3}, {"name": "gone", "id": 7}]
     (tmp_path / "classes.yaml").write_text(json.dumps(rows))
-    command = [
-        sys.executable,
-        "-m",
-        "training.evaluate",
+    arguments = [
         "labels",
         f"--model={model}",
         f"--images={root / 'images'}",
@@ -558,10 +553,8 @@ def test_map_and_patterns_on_the_command_line(labelled, tmp_path):
         f"--json={tmp_path / 'scores.json'}",
     ]
     chosen = ["--only", "[01].png", "--without", "1*", "--map", "top=class 3", "gone="]
-    subprocess.run([*command, *chosen], cwd=ROOT, check=True, capture_output=True)
+    assert call(evaluate, *arguments, *chosen) == 0
     found = json.loads((tmp_path / "scores.json").read_text())
     assert found["images"] == 1 and len(found["iou"]) == 4
-    done = subprocess.run(
-        [*command, "--only", "x*"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2 and "none of the 3 frames is left" in done.stderr
+    assert call(evaluate, *arguments, "--only", "x*") == 2
+    assert "none of the 3 frames is left" in capsys.readouterr().err

@@ -85,23 +85,33 @@ def frames_dir(street_frames, tmp_path_factory) -> Path:
     return folder
 
 
-def run_export(*args: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "training.export", *map(str, args)],
+@pytest.fixture(scope="module")
+def exported(checkpoint, frames_dir, tmp_path_factory) -> Path:
+    """By the command, as a process."""
+    out = tmp_path_factory.mktemp("out") / "small.onnx"
+    command = ["training.export", checkpoint, "--out", out, "--frames", frames_dir]
+    done = subprocess.run(
+        [sys.executable, "-m", *map(str, command)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=900,
     )
-
-
-@pytest.fixture(scope="module")
-def exported(checkpoint, frames_dir, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("out") / "small.onnx"
-    done = run_export(checkpoint, "--out", out, "--frames", frames_dir)
     assert done.returncode == 0, done.stderr
     assert "labels agree with the network on" in done.stdout
     return out
+
+
+@pytest.fixture(scope="module")
+def exported_graph(system) -> onnx.ModelProto:
+    """The graph of `system`, of which tests take copies: drawing it takes most of an export."""
+    return export_graph(system.graph(), system.task)
+
+
+@pytest.fixture
+def drawn(exported_graph, monkeypatch) -> None:
+    """Exports of `checkpoint` do not draw its graph again."""
+    monkeypatch.setattr(command, "export_graph", lambda *_: copy.deepcopy(exported_graph))
 
 
 def test_file_describes_itself(exported):
@@ -204,8 +214,9 @@ def test_convolutional_files_describe_themselves(convolutional, tmp_path):
 
 
 @pytest.fixture(scope="module", params=[DistilledSystem, DinoSystem])
-def attentive(request, tmp_path_factory) -> tuple[L.LightningModule, Path]:
-    """(system, its checkpoint) of a student of a teacher's attention, and of self-distillation."""
+def attentive(request, frames_dir, tmp_path_factory) -> tuple:
+    """(encoder, sharpness, checkpoint, its model file) of a student of a teacher's attention, and
+    of self-distillation."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp(request.param.__name__)
     if request.param is DistilledSystem:
@@ -226,13 +237,13 @@ def attentive(request, tmp_path_factory) -> tuple[L.LightningModule, Path]:
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.strategy.connect(system.eval())
     trainer.save_checkpoint(folder / "last.ckpt")
-    return encoder, getattr(system, "sharpness", None), folder / "last.ckpt"
-
-
-def test_attention_of_a_checkpoint(attentive, frames_dir, street_frames, tmp_path):
-    encoder, sharpness, checkpoint = attentive
-    out = tmp_path / "small.onnx"
+    checkpoint, out = folder / "last.ckpt", folder / "small.onnx"
     export(checkpoint, out, "small", frames_dir, None)
+    return encoder, getattr(system, "sharpness", None), checkpoint, out
+
+
+def test_attention_of_a_checkpoint(attentive, street_frames):
+    encoder, sharpness, checkpoint, out = attentive
     info = read_model_info(out)
     assert (info.task, info.classes, info.size) == ("attention", (), (96, 128))
     assert info.source["parity"]["network_attention_agreement"] >= 0.999
@@ -259,7 +270,8 @@ def test_attention_of_a_checkpoint(attentive, frames_dir, street_frames, tmp_pat
 def test_attention_is_refused_where_it_differs_and_with_labels(
     attentive, frames_dir, tmp_path, monkeypatch
 ):
-    *_, checkpoint = attentive
+    *_, checkpoint, out = attentive
+    monkeypatch.setattr(command, "export_graph", lambda *_: onnx.load(out))
     with pytest.raises(ExportError, match=r"training\.evaluate objects"):
         export(checkpoint, tmp_path / "x.onnx", "x", frames_dir, frames_dir)
     known = command.network_attention
@@ -270,16 +282,14 @@ def test_attention_is_refused_where_it_differs_and_with_labels(
 
 
 def test_a_full_disk_leaves_the_old_model_file_and_nothing_else(
-    checkpoint, frames_dir, tmp_path, monkeypatch, capsys
+    checkpoint, frames_dir, tmp_path, drawn, call, capsys
 ):
     out = tmp_path / "x.onnx"
     out.write_bytes(b"old")
-    arguments = ["export", str(checkpoint), "--out", str(out), "--frames", str(frames_dir)]
-    monkeypatch.setattr(sys, "argv", arguments)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        code = command.main()
+        code = call(command, checkpoint, "--out", out, "--frames", frames_dir)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert code == 2
@@ -355,8 +365,8 @@ def test_runtimes_agree_on_shipped_models_and_real_frames(street_frames):
             assert np.abs(one.confidence.astype(int) - two.confidence).mean() < 2
 
 
-def test_halved_weights_stay_within_half_precision(system):
-    model = export_graph(system.graph(), system.task)
+def test_halved_weights_stay_within_half_precision(exported_graph):
+    model = copy.deepcopy(exported_graph)
     before = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     size = model.ByteSize()
     halve_weights(model)
@@ -370,7 +380,7 @@ def test_halved_weights_stay_within_half_precision(system):
         )
 
 
-def test_refusals_name_the_cause_and_write_nothing(checkpoint, frames_dir, tmp_path):
+def test_refusals_name_the_cause_and_write_nothing(checkpoint, frames_dir, tmp_path, call, capsys):
     out = tmp_path / "x.onnx"
     not_one = tmp_path / "not.ckpt"
     not_one.write_bytes(b"no checkpoint")
@@ -381,10 +391,8 @@ def test_refusals_name_the_cause_and_write_nothing(checkpoint, frames_dir, tmp_p
         ((empty, "--frames", frames_dir), "empty.ckpt: no checkpoint of this version"),
         ((checkpoint, "--frames", tmp_path / "none"), "none: no such file or folder"),
     ):
-        done = run_export(*args, "--out", out)
-        assert done.returncode == 2
-        assert said in done.stderr
-        assert "Traceback" not in done.stderr
+        assert call(command, *args, "--out", out) == 2
+        assert said in capsys.readouterr().err
     assert not out.exists()
 
 
@@ -407,7 +415,7 @@ def bag(street_frames, tmp_path_factory) -> Path:
 
 
 def test_topic_and_stride_choose_the_frames_of_a_bag(
-    checkpoint, bag, tmp_path, monkeypatch, capsys
+    checkpoint, bag, tmp_path, drawn, monkeypatch, call, capsys
 ):
     opened = []
 
@@ -416,9 +424,7 @@ def test_topic_and_stride_choose_the_frames_of_a_bag(
         return opened[-1]
 
     def run(*args: str) -> int:
-        given = [checkpoint, "--out", tmp_path / "small.onnx", "--frames", bag, *args]
-        monkeypatch.setattr(sys, "argv", ["export", *map(str, given)])
-        return command.main()
+        return call(command, checkpoint, "--out", tmp_path / "small.onnx", "--frames", bag, *args)
 
     monkeypatch.setattr(command, "open_frames", recorded)
     assert run() == 2

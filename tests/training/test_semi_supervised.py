@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from tests.training.conftest import start
+from tests.training.conftest import fit, start
 from tests.training.test_mixture import street  # noqa: F401
 from training.__main__ import main
 from training.export import load_system
@@ -19,7 +19,7 @@ from training.networks.weights import read_weights
 from training.systems.segmenter import SegmenterSystem
 from training.systems.unet import UNetSystem
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 SIZE = [64, 96]
 
@@ -64,13 +64,6 @@ def mixed(small_run, small_camvid, street, tmp_path):  # noqa: F811
     return lambda run, **overrides: small_run(run, options, overrides)
 
 
-def fit(command):
-    process = start(command)
-    output, _ = process.communicate(timeout=900)
-    assert process.returncode == 0, output
-    return output
-
-
 def logged(run: Path, name: str) -> list[float]:
     with (run / "log" / "version_0" / "metrics.csv").open() as file:
         return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
@@ -82,7 +75,9 @@ def saved(run: Path) -> dict[str, torch.Tensor]:
 
 def test_two_processes_train_like_one(mixed, tmp_path):
     fit(mixed("one"))
-    fit(mixed("two", trainer__devices=2, trainer__strategy="ddp"))
+    process = start(mixed("two", trainer__devices=2, trainer__strategy="ddp"))
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, output
     losses = logged(tmp_path / "one", "train/loss")
     assert len(losses) == 6
     assert logged(tmp_path / "two", "train/loss") == pytest.approx(losses, rel=1e-4)

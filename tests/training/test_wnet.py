@@ -4,6 +4,7 @@
 import copy
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from tests.training.conftest import start
+from tests.training.conftest import fit, start
 from training.__main__ import main
 from training.data.module import EpochSampler
 from training.data.unlabelled import CroppedFrames, Frames
@@ -53,11 +54,6 @@ def command(small_run, small_camvid):
     return lambda run, **overrides: small_run(run, options, overrides)
 
 
-def fit(arguments: list[str]) -> None:
-    """In this process: what it imports takes longer than what it does."""
-    assert main(arguments) == 0
-
-
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
 
@@ -85,15 +81,45 @@ def two_updates(networks: list[WNet], optimizers: list, batches: list[torch.Tens
             adam.step()
 
 
+def fit_counting(arguments: list[str], script: Path) -> list[int]:
+    """`python -m training ARGUMENTS`, and how many pixels each process counted in each epoch."""
+    script.write_text(
+        "import sys\n"
+        "from training.__main__ import main\n"
+        "from training.systems.wnet import WNetSystem\n"
+        "look = WNetSystem.look_for_collapse\n"
+        "def watched(self):\n"
+        # One string in one write: both processes print at once.
+        "    print(f'counted {int(self.all_gather(self.use).sum())};')\n"
+        "    look(self)\n"
+        "WNetSystem.look_for_collapse = watched\n"
+        "sys.exit(main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    return [int(count) for count in re.findall(r"counted (\d+);", done.stdout)]
+
+
 @pytest.mark.parametrize("world", [1, 2])
 def test_updates_are_those_of_the_specification(command, tmp_path, small_camvid, world):
     """Alternating, not joint, and with several processes the mean of their gradients.
 
-    A plain torch loop, with BatchNorm's statistics by process as in DDP.
+    A plain torch loop, with BatchNorm's statistics by process as in DDP. Over both processes all
+    pixels of an epoch are counted, each once, to look for a collapse.
     """
-    process = start(command("run", trainer__devices=world))
-    output, _ = process.communicate(timeout=900)
-    assert process.returncode == 0, output
+    arguments = command("run", trainer__devices=world)
+    if world == 1:
+        fit(arguments)
+    else:
+        counted = fit_counting(arguments, tmp_path / "counting.py")
+        assert counted == [8 * 48 * 64] * world * 2  # epochs
     found = weights(tmp_path / "run")
 
     L.seed_everything(0)
@@ -229,33 +255,6 @@ def test_no_collapse_where_two_clusters_share(recwarn):
     system.use += torch.tensor([9999, 1, 0])
     with pytest.warns(UserWarning, match="collapse: cluster 0 holds 99.99%"):
         system.look_for_collapse()
-
-
-def test_processes_count_their_own_clusters(command, tmp_path):
-    """Over both processes all pixels of the epoch are counted, each once."""
-    script = tmp_path / "watched.py"
-    script.write_text(
-        "import sys\n"
-        "from training.__main__ import main\n"
-        "from training.systems.wnet import WNetSystem\n"
-        "look = WNetSystem.look_for_collapse\n"
-        "def watched(self):\n"
-        # One string in one write: both processes print at once.
-        "    print(f'counted {int(self.all_gather(self.use).sum())}')\n"
-        "    look(self)\n"
-        "WNetSystem.look_for_collapse = watched\n"
-        "sys.exit(main())\n"
-    )
-    done = subprocess.run(
-        [sys.executable, script, *command("run", trainer__devices=2, trainer__max_epochs=1)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"counted {8 * 48 * 64}" in done.stdout
 
 
 def test_data_that_does_not_fit_the_system_is_refused(command, small_camvid, capsys):
