@@ -76,8 +76,8 @@ demo: $(DEMO_READY)
 	$(VENV)/bin/python -m ctxseg_ros.ros.demo $(if $(SOURCE),--source "$(SOURCE)") \
 	  --model "$(MODEL)" $(if $(DEVICE),--device "$(DEVICE)") --out demo_out
 
-# As many processes as cores run tests, so each of them computes in one thread.
-PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+# Three processes, for two cores: tests of ROS mostly wait. Each computes in one thread.
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n 3 --dist loadfile
 
 test: lint
 	$(PYTEST)
