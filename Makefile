@@ -73,7 +73,7 @@ endef
 .PHONY: demo test test-fast test-latest lint lock bench soak clean
 
 demo: $(DEMO_READY)
-	$(VENV)/bin/python -m ctxseg_ros.ros.demo $(if $(SOURCE),--source "$(SOURCE)") \
+	$(VENV)/bin/python -m ctxseg_ros.demo $(if $(SOURCE),--source "$(SOURCE)") \
 	  --model "$(MODEL)" $(if $(DEVICE),--device "$(DEVICE)") --out demo_out
 
 # Three processes, for two cores: tests of ROS mostly wait. Each computes in one thread.

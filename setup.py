@@ -25,7 +25,7 @@ setup(
     # `training` is not installed: it is run from the checkout (`python -m training ...`), beside
     # its configs, and a robot has no use for it.
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
-    # As package data ctxseg_ros.store finds the models however the package was installed.
+    # As package data ctxseg_ros.model.store finds the models however the package was installed.
     package_data={NAME: [f"models/{pattern}" for pattern in MODELS]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),

@@ -22,7 +22,7 @@ from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 
 from benchmarks.processes import Parent
-from ctxseg_ros.source import FrameSource
+from ctxseg_ros.image.source import FrameSource
 
 FRAMES = 24  # that differ; four cameras of 1080p hold 600 MB
 

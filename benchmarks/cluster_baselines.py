@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from training.data.files import progress
 from training.data.pairs import LabelReader, Pair, read_pair
-from training.evaluate import count_pixels, matched_scores
-from training.matching import MATCHES
+from training.evaluation.evaluate import count_pixels, matched_scores
+from training.evaluation.matching import MATCHES
 
 #: CIELAB units that lie between opposite sides of a frame.
 POSITIONS = (0, 25, 50, 100, 200, 400)
@@ -100,7 +100,7 @@ def score_labellers(
     read: LabelReader,
     classes: int,
 ) -> dict[Key, dict[str, Any]]:
-    """`training.evaluate.matched_scores` (Hungarian; majority as `other`) of each labeller.
+    """What `matched_scores` returns (Hungarian; majority as `other`) for each labeller.
 
     Raises DataError for a file that cannot be read, or without a pixel that counts.
     """

@@ -48,7 +48,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it s
 from benchmarks.processes import ROOT
 from ctxseg_ros import machine
 from ctxseg_ros.command import run_command
-from ctxseg_ros.model_file import format_size, parse_size
+from ctxseg_ros.model.model_file import format_size, parse_size
 from ctxseg_ros.output_files import check_writable, make_folder, replacing, write_json, write_text
 from training.data.module import CamVid
 from training.systems.segmenter import SegmenterSystem

@@ -34,23 +34,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it s
 
 from benchmarks.cluster_baselines import MEASURES, measure_baselines, summary
 from benchmarks.processes import ROOT
-from ctxseg_ros import machine, render
-from ctxseg_ros.attention import attention_image, head_map, mask_image, mass_mask
+from ctxseg_ros import machine
 from ctxseg_ros.command import run_command
-from ctxseg_ros.crf import refine
-from ctxseg_ros.merging import hierarchy
-from ctxseg_ros.model_file import ModelInfo, format_size
+from ctxseg_ros.image import render
+from ctxseg_ros.image.attention import attention_image, head_map, mask_image, mass_mask
+from ctxseg_ros.inference.pipeline import FrameSegmenter
+from ctxseg_ros.inference.runtimes import open_runtime
+from ctxseg_ros.model.model_file import ModelInfo, format_size
+from ctxseg_ros.model.prediction import Prediction
+from ctxseg_ros.model.store import load
 from ctxseg_ros.output_files import make_folder, replacing, write_json, write_text
-from ctxseg_ros.pipeline import FrameSegmenter
-from ctxseg_ros.prediction import Prediction
-from ctxseg_ros.runtimes import open_runtime
-from ctxseg_ros.store import load
+from ctxseg_ros.refinement.crf import refine
+from ctxseg_ros.refinement.merging import hierarchy
 from training.data.bsds import bsds_pairs
 from training.data.camvid import CLASSES, VOID, camvid_pairs, read_camvid
 from training.data.files import DataError, read_image
 from training.data.pairs import Pair, pair_files
-from training.evaluate import evaluate_labels, evaluate_regions, fitting_size
-from training.export import ExportError, agreement, load_system, network_labels
+from training.evaluation.evaluate import evaluate_labels, evaluate_regions, fitting_size
+from training.export.checkpoint import ExportError, agreement, load_system, network_labels
 from training.systems.wnet import WNetSystem
 
 ROWS = 5
@@ -101,7 +102,7 @@ def of_one_shape(pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def predict(info: ModelInfo, pairs: Sequence[Pair], size: tuple[int, int] | None) -> list[Frame]:
-    """The frames and what the model says of them; `size` as for `training.evaluate`."""
+    """The frames and what the model says of them; `size` as for `training.evaluation.evaluate`."""
     runtime = open_runtime(info, size)
     segmenter = FrameSegmenter(runtime)
     try:
@@ -334,7 +335,7 @@ def by_class_name(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_regions(path: Path, info: ModelInfo, images: int) -> dict[str, Any]:
-    """What `python -m training.evaluate regions --json` wrote of this model.
+    """What `python -m training evaluate regions --json` wrote of this model.
 
     Raises DataError where it is something else, of another model, or of other images.
     """
@@ -348,7 +349,7 @@ def read_regions(path: Path, info: ModelInfo, images: int) -> dict[str, Any]:
 
 
 def read_objects(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """What `python -m training.evaluate objects --json` wrote of some models on the same frames.
+    """What `python -m training evaluate objects --json` wrote of some models on the same frames.
 
     Raises DataError where it is something else, of other frames, or of another mass than MASS.
     """
@@ -372,13 +373,13 @@ def read_objects(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def _evaluated(path: Path, command: str, keys: set[str]) -> dict[str, Any]:
-    """What `python -m training.evaluate COMMAND --json` wrote. Raises DataError if it did not."""
+    """What `python -m training evaluate COMMAND --json` wrote. Raises DataError if it did not."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(found, dict) or not keys <= found.keys():
-        raise DataError(f"{path}: not what `python -m training.evaluate {command} --json` writes")
+        raise DataError(f"{path}: not what `python -m training evaluate {command} --json` writes")
     return found
 
 
@@ -581,7 +582,7 @@ def _parser() -> argparse.ArgumentParser:
         "--regions",
         type=Path,
         metavar="JSON",
-        help="from `python -m training.evaluate regions` on BSDS500 val (default: measured, "
+        help="from `python -m training evaluate regions` on BSDS500 val (default: measured, "
         "which takes minutes)",
     )
     parser.add_argument(
@@ -590,7 +591,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="JSON",
-        help="from `python -m training.evaluate objects`, one of each model in the table",
+        help="from `python -m training evaluate objects`, one of each model in the table",
     )
     parser.add_argument(
         "--data",
@@ -635,7 +636,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
         print("figure 3 and the reconstructions of figure 4 are left out: the model file has no")
         print("decoder. Give the W-Net's --checkpoint for them.")
     if not args.objects:
-        print("the table of objects is left out: give what `training.evaluate objects` wrote")
+        print("the table of objects is left out: give what `evaluate objects` wrote")
         print("as --objects.")
     return run_command("paper_figures", lambda: _run(args))
 

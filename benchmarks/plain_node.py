@@ -36,9 +36,9 @@ from rclpy.publisher import Publisher
 from sensor_msgs.msg import Image
 
 from benchmarks.processes import Parent
-from ctxseg_ros import store
-from ctxseg_ros.model_file import parse_size
-from ctxseg_ros.runtimes import open_runtime
+from ctxseg_ros.inference.runtimes import open_runtime
+from ctxseg_ros.model import store
+from ctxseg_ros.model.model_file import parse_size
 
 
 class PlainNode(Node):

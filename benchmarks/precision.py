@@ -7,8 +7,8 @@ Each model runs at its own size in fp32 and in bf16 (OpenVINO; the processor nee
 that are spread evenly over each footage. Of labels the share that stays is counted by the
 confidence that fp32 had; of attention the maps are correlated. Where there is ground truth, both
 precisions are scored on the same frames. The last column is what
-``ctxseg_ros.runtimes.precision.cost`` makes of the row. Accuracy does not depend on what else the
-machine does, so nothing is timed here.
+``ctxseg_ros.inference.runtimes.precision.cost`` makes of the row. Accuracy does not depend on what
+else the machine does, so nothing is timed here.
 """
 
 import argparse
@@ -29,19 +29,20 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it sees its folder only
 
 from benchmarks.processes import ROOT
-from ctxseg_ros import machine, store
-from ctxseg_ros.model_file import ModelInfo, format_size
+from ctxseg_ros import machine
+from ctxseg_ros.image.resize import resized
+from ctxseg_ros.inference.runtimes import Runtime
+from ctxseg_ros.inference.runtimes.precision import SURE, LabelChange, cost
+from ctxseg_ros.model import store
+from ctxseg_ros.model.model_file import ModelInfo, format_size
 from ctxseg_ros.output_files import write_json, write_text
-from ctxseg_ros.resize import resized
-from ctxseg_ros.runtimes import Runtime
-from ctxseg_ros.runtimes.precision import SURE, LabelChange, cost
 from training.commands import evenly
 from training.data.bsds import pair_truths
 from training.data.files import read_image
 from training.data.frames import open_frames
 from training.data.pairs import IGNORE, Pair, pair_files
-from training.evaluate import evaluate_objects, evaluate_regions
-from training.precision import DEVICE, label_scores, open_both, total_change, why_no_bf16
+from training.evaluation.evaluate import evaluate_objects, evaluate_regions
+from training.export.precision import DEVICE, label_scores, open_both, total_change, why_no_bf16
 
 DATA = Path(os.environ.get("CTXSEG_DATA", ROOT.parent / "shared" / "data"))
 RESULTS = ROOT / "benchmarks" / "results"

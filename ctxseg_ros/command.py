@@ -8,7 +8,7 @@ output is at fault, so the same command cannot succeed until that is changed. 13
 import sys
 from collections.abc import Callable
 
-from ctxseg_ros.runtimes.base import RuntimeUnavailable
+from ctxseg_ros.inference.runtimes.base import RuntimeUnavailable
 
 FAILED = 1
 BAD_INPUT = 2

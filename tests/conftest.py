@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ctxseg_ros.model_file import ClassInfo, write_metadata
+from ctxseg_ros.model.model_file import ClassInfo, write_metadata
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = pytest.StashKey[set[str]]()

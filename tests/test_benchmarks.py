@@ -33,9 +33,9 @@ from benchmarks import (
     soak,
 )
 from benchmarks.figures import Play
-from ctxseg_ros import store
-from ctxseg_ros.prediction import Prediction
-from ctxseg_ros.runtimes.precision import LabelChange
+from ctxseg_ros.inference.runtimes.precision import LabelChange
+from ctxseg_ros.model import store
+from ctxseg_ros.model.prediction import Prediction
 from training.data.camvid import camvid_pairs, read_camvid
 from training.data.files import DataError
 from training.data.pairs import Pair
@@ -620,7 +620,7 @@ def test_the_papers_figures_without_decoder_from_scores_on_file(
 
 
 def made_objects(path: Path, model: str, **changes: object) -> Path:
-    """Scores as `training.evaluate objects` writes them; those of the controls are the model's."""
+    """Scores as `evaluate objects` writes them; those of the controls are the model's."""
     scores = {
         "jaccard_mean": 0.444,
         "jaccard_best_head": 0.477,
@@ -726,7 +726,7 @@ def test_a_model_without_attention_is_refused(
     ("text", "said"),
     [
         ("{", "cannot be read as JSON"),
-        ("[]", "not what `python -m training.evaluate regions --json` writes"),
+        ("[]", "not what `python -m training evaluate regions --json` writes"),
         ('{"model": "v", "images": 3, "plain": 0, "crf": 0, "merged": 0}', "scores of v"),
         ('{"model": "w", "images": 4, "plain": 0, "crf": 0, "merged": 0}', "on 4 images"),
     ],

@@ -11,8 +11,9 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
-from ctxseg_ros import bench, cli, store
-from ctxseg_ros.runtimes import onnx_runtime
+from ctxseg_ros import bench, cli
+from ctxseg_ros.inference.runtimes import onnx_runtime
+from ctxseg_ros.model import store
 
 pytestmark = pytest.mark.slow
 

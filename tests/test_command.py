@@ -4,9 +4,9 @@
 import pytest
 
 from ctxseg_ros.command import CommandFailed, run_command
-from ctxseg_ros.model_file import ModelFileError
+from ctxseg_ros.inference.runtimes import RuntimeUnavailable
+from ctxseg_ros.model.model_file import ModelFileError
 from ctxseg_ros.output_files import OutputError
-from ctxseg_ros.runtimes import RuntimeUnavailable
 
 
 @pytest.mark.parametrize(

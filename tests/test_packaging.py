@@ -169,7 +169,9 @@ def test_colcon_executable_runs_outside_the_environment(build: Build) -> None:
     assert "models" in printed
     assert "bench" in printed
     # The pipeline imports cv2, which on the ROS machine belongs to no distribution.
-    imported = build.call(build.python, "-c", "import ctxseg_ros.pipeline as p; print(p.__file__)")
+    imported = build.call(
+        build.python, "-c", "import ctxseg_ros.inference.pipeline as p; print(p.__file__)"
+    )
     assert Path(imported.strip()).is_relative_to(build.prefix)
 
 

@@ -1,102 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m training fit --config training/configs/X.yaml``: train a system; also ``validate``.
+"""``python -m training COMMAND``: all that is done offline. ``--help`` lists the commands."""
 
-Everything in the YAML can be set on the command line, ``--model.init_args.lr 0.01`` for instance.
-A run continues from a checkpoint with ``--ckpt_path runs/NAME/checkpoints/last.ckpt``.
-"""
-
-from __future__ import annotations
-
-import os
-import pickle
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 
-import lightning as L
-import torch
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from ctxseg_ros.command import BAD_INPUT
+from ctxseg_ros.spelling import nearest
 
-from ctxseg_ros.command import run_command
-from training import pseudo_label
-from training.data.class_list_file import read_class_list
-from training.data.files import DataError
-from training.data.own import OWN
-from training.networks.weights import WeightsError
-
-
-class BadArguments(ValueError):
-    """A system or a data set refused its arguments; the message is theirs."""
-
-
-class CLI(LightningCLI):
-    """LightningCLI that never unpickles a checkpoint, wherever it comes from.
-
-    A network whose ``classes`` are ``own`` gets those of its data's class list.
-    """
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        super().parse_arguments(parser, args)
-        # Before Lightning looks into the checkpoint for settings.
-        if path := self.config[self.config.subcommand].get("ckpt_path"):
-            _check_checkpoint(path)
-
-    def before_instantiate_classes(self) -> None:
-        run = self.config[self.subcommand]
-        run.weights_only = True
-        listed = run.get("data.init_args.classes")
-        if listed is not None and run.get("model.init_args.classes") == OWN:
-            run.model.init_args.classes = list(read_class_list(listed).classes)
-
-    def instantiate_classes(self) -> None:
-        try:
-            super().instantiate_classes()
-        except ValueError as error:
-            # jsonargparse wraps what a system or a data set refused into pages about types.
-            first: BaseException = error
-            while isinstance(first.__cause__, ValueError | OSError):
-                first = first.__cause__
-            if isinstance(first, OSError):
-                raise BadArguments(f"cannot download the weights: {first}") from error
-            raise BadArguments(str(first)) from error
+#: Name: the module whose ``main(args)`` it is, what it does. Modules are imported when called:
+#: torch alone takes seconds.
+COMMANDS = {
+    "fit": ("training.fit", "train a system by a recipe of training/configs"),
+    "validate": ("training.fit", "score a checkpoint on the validation data of its recipe"),
+    "export": ("training.export.checkpoint", "a checkpoint becomes a model file"),
+    "export-attention": ("training.export.attention", "a ViT's attention becomes a model file"),
+    "evaluate": ("training.evaluation.evaluate", "score a model file against ground truth"),
+    "report": ("training.evaluation.report", "plots of a run and pictures of its model"),
+    "data": ("training.data.__main__", "check a data set before training"),
+    "cluster": ("training.clusters.cluster", "cluster patch features into a model file"),
+    "name-clusters": ("training.clusters.name_clusters", "turn clusters into named classes"),
+    "token-cut": ("training.evaluation.token_cut", "one object per frame by normalised cut"),
+    "pseudo-label": ("training.pseudo_label", "soft labels of unlabelled frames by a model file"),
+    "record-precision": (
+        "training.export.record_precision",
+        "measure what bf16 changes and record it in a model file",
+    ),
+}
 
 
-def _check_checkpoint(path: str) -> None:
-    """Raise BadArguments if a file is not a checkpoint. URLs, "last" and "best" are not files."""
-    if not os.path.isfile(path):
-        return
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise BadArguments(f"--ckpt_path {path}: damaged, or not a checkpoint") from error
-    if not isinstance(saved, dict) or "state_dict" not in saved:
-        raise BadArguments(f"--ckpt_path {path}: not a checkpoint of `python -m training fit`")
-
-
-def main(args: list[str] | None = None) -> int:
-    """Run LightningCLI, or another command; returns the exit code (``ctxseg_ros.command``)."""
-    given = sys.argv[1:] if args is None else args
-    if given[:1] == ["pseudo-label"]:
-        return pseudo_label.main(given[1:])
-    return run_command(
-        "training", lambda: _run(args), bad_input=(BadArguments, DataError, WeightsError, OSError)
-    )
-
-
-def _run(args: list[str] | None) -> None:
-    try:
-        CLI(
-            L.LightningModule,
-            L.LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
-            trainer_defaults={"use_distributed_sampler": False},
-            args=args,
-        )
-    except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning exits with 1 after Ctrl-C
-            raise KeyboardInterrupt from error
-        raise
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code (``ctxseg_ros.command``)."""
+    given = list(sys.argv[1:] if args is None else args)
+    name = given[0] if given else "--help"
+    if name in ("-h", "--help"):
+        print("usage: python -m training COMMAND ...\n\ncommands (COMMAND --help says more):")
+        for command, (_, purpose) in COMMANDS.items():
+            print(f"  {command:<18}{purpose}")
+        return 0 if given else BAD_INPUT
+    if name not in COMMANDS:
+        near = nearest(name, COMMANDS)
+        hint = f"did you mean {near}?" if near else f"commands: {', '.join(COMMANDS)}"
+        print(f"training: {name!r} is not a command; {hint}", file=sys.stderr)
+        return BAD_INPUT
+    module = COMMANDS[name][0]
+    if module == "training.fit":  # its subcommands
+        return int(import_module(module).main(args))
+    return int(import_module(module).main(given[1:]))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from ctxseg_ros.model_file import ModelFileError, write_metadata
+from ctxseg_ros.model.model_file import ModelFileError, write_metadata
 from ctxseg_ros.output_files import check_writable
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,12 +27,12 @@ from rich.console import Console
 from rich.progress import track
 
 from ctxseg_ros.command import run_command
-from ctxseg_ros.model_file import ModelInfo, format_size, parse_size
+from ctxseg_ros.image.resize import resized
+from ctxseg_ros.inference.runtimes import Runtime, open_runtime
+from ctxseg_ros.model.model_file import ModelInfo, format_size, parse_size
+from ctxseg_ros.model.prediction import Prediction
+from ctxseg_ros.model.store import load
 from ctxseg_ros.output_files import make_folder, write_bytes, write_json, write_text
-from ctxseg_ros.prediction import Prediction
-from ctxseg_ros.resize import resized
-from ctxseg_ros.runtimes import Runtime, open_runtime
-from ctxseg_ros.store import load
 from training.data.class_maps import allowed_classes, parse_changes
 from training.data.files import DataError
 from training.data.frames import FrameList, open_frames
@@ -139,7 +138,7 @@ def pseudo_label(
 
     Args:
         sizes: (height, width) of the teacher's input, at each of which it sees each frame.
-        device: see ``ctxseg_ros.runtimes.open_runtime``.
+        device: see ``ctxseg_ros.inference.runtimes.open_runtime``.
 
     Raises:
         DataError: the folder is another run's. OutputError: it cannot be written.
@@ -248,7 +247,3 @@ def main(args: Sequence[str] | None = None) -> int:
     """The command; exit codes as of ``ctxseg_ros.command.run_command``."""
     parsed = _parser().parse_args(args)
     return run_command("pseudo-label", lambda: _work(parsed))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m ctxseg_ros.ros.demo``, which is ``make demo``."""
+"""``python -m ctxseg_ros.demo``, which is ``make demo``."""
 
 import sys
 
@@ -9,7 +9,7 @@ from ctxseg_ros.ros import startup
 def main() -> int:
     """Run the demo; returns its exit code (`ctxseg_ros.command`)."""
     try:
-        from ctxseg_ros.ros.demo.command import run
+        from ctxseg_ros.demo.command import run
     except KeyboardInterrupt:  # the imports take seconds
         print("demo: interrupted", file=sys.stderr)
         return 130

@@ -4,7 +4,7 @@
 import importlib.util
 from pathlib import Path
 
-from ctxseg_ros.source import SourceError
+from ctxseg_ros.image.source import SourceError
 
 
 def bikes() -> str:

@@ -10,17 +10,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ctxseg_ros import store
 from ctxseg_ros.command import CommandFailed, run_command
+from ctxseg_ros.demo import report
+from ctxseg_ros.demo.clip import bikes
+from ctxseg_ros.demo.pictures import write_pictures
+from ctxseg_ros.demo.run import play
 from ctxseg_ros.files import shown
-from ctxseg_ros.model_file import ModelFileError
+from ctxseg_ros.image.source import FrameSource, SourceError
+from ctxseg_ros.inference.runtimes import DEVICES, RuntimeUnavailable, check_device
+from ctxseg_ros.model import store
+from ctxseg_ros.model.model_file import ModelFileError
 from ctxseg_ros.output_files import OutputError, make_folder, write_json
-from ctxseg_ros.ros.demo import report
-from ctxseg_ros.ros.demo.clip import bikes
-from ctxseg_ros.ros.demo.pictures import write_pictures
-from ctxseg_ros.ros.demo.run import play
-from ctxseg_ros.runtimes import DEVICES, RuntimeUnavailable, check_device
-from ctxseg_ros.source import FrameSource, SourceError
 
 LIVE_SECONDS = 20.0
 _BAD_INPUT = (ModelFileError, OutputError, RuntimeUnavailable, SourceError)

@@ -10,9 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from ctxseg_ros import machine
+from ctxseg_ros.demo.recording import Recording
 from ctxseg_ros.files import shown
-from ctxseg_ros.ros.demo.recording import Recording
-from ctxseg_ros.source import FrameSource
+from ctxseg_ros.image.source import FrameSource
 
 FILE = "latency.json"
 POINTS = ("p50", "p95", "p99")

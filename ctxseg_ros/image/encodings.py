@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxseg_ros.resize import resized
+from ctxseg_ros.image.resize import resized
 
 
 class RawImage(Protocol):

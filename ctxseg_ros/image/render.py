@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxseg_ros.model_file import ClassInfo
-from ctxseg_ros.prediction import UNLABELLED
+from ctxseg_ros.model.model_file import ClassInfo
+from ctxseg_ros.model.prediction import UNLABELLED
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _CUT = "..."  # OpenCV 4's font is ASCII only

@@ -13,14 +13,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxseg_ros import store
-from ctxseg_ros.label_groups import LabelGroups, read_label_groups
-from ctxseg_ros.model_file import ClassInfo, ModelInfo, colour_table, format_size
-from ctxseg_ros.pipeline import at_frame_size
-from ctxseg_ros.prediction import UNLABELLED, Prediction
-from ctxseg_ros.refinement import NONE, RefinementFailed, Refiner
-from ctxseg_ros.runtimes import Runtime, open_runtime
-from ctxseg_ros.runtimes.base import fastest_ms, pattern_image
+from ctxseg_ros.inference.pipeline import at_frame_size
+from ctxseg_ros.inference.runtimes import Runtime, open_runtime
+from ctxseg_ros.inference.runtimes.base import fastest_ms, pattern_image
+from ctxseg_ros.model import store
+from ctxseg_ros.model.label_groups import LabelGroups, read_label_groups
+from ctxseg_ros.model.model_file import ClassInfo, ModelInfo, colour_table, format_size
+from ctxseg_ros.model.prediction import UNLABELLED, Prediction
+from ctxseg_ros.refinement.refiner import NONE, RefinementFailed, Refiner
 
 _SCALES = (1.0, 0.85, 0.7, 0.55)  # of the model's own sides, for `automatic_sizes`
 

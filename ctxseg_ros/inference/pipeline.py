@@ -5,9 +5,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxseg_ros.prediction import Prediction
-from ctxseg_ros.resize import resized
-from ctxseg_ros.runtimes import Runtime
+from ctxseg_ros.image.resize import resized
+from ctxseg_ros.inference.runtimes import Runtime
+from ctxseg_ros.model.prediction import Prediction
 
 
 class FrameSegmenter:

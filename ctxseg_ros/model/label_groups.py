@@ -22,8 +22,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from ctxseg_ros.model_file import MAX_CLASSES, ClassInfo, read_fix
-from ctxseg_ros.prediction import UNLABELLED
+from ctxseg_ros.model.model_file import MAX_CLASSES, ClassInfo, read_fix
+from ctxseg_ros.model.prediction import UNLABELLED
 
 REST = "rest"
 _LISTED = 20  # more classes than this would drown the message

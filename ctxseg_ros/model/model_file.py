@@ -22,7 +22,7 @@ import onnx.numpy_helper
 from numpy.typing import NDArray
 
 from ctxseg_ros.files import shown
-from ctxseg_ros.prediction import UNLABELLED
+from ctxseg_ros.model.prediction import UNLABELLED
 
 FORMAT = "1"
 MIN_OPSET = 17
@@ -49,7 +49,7 @@ _FRACTIONS = {  # entries of ctxseg.source that are read, where they are there
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _RECOPY = "Copy or download it again"
-_EXPORT = "export the model again with python -m training.export"
+_EXPORT = "export the model again with python -m training export"
 
 
 class ModelFileError(ValueError):

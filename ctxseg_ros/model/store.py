@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 from ctxseg_ros.files import shown
-from ctxseg_ros.model_file import ModelFileError, ModelInfo, read_fix, read_model_info
+from ctxseg_ros.model.model_file import ModelFileError, ModelInfo, read_fix, read_model_info
 
 SUMS = "SHA256SUMS"
 SUFFIX = ".onnx"

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxseg_ros.extras import refining
+from ctxseg_ros.refinement.extras import refining
 
 ANGLES = 8
 """Direction i is that of a boundary whose normal has the angle i x 180 / ANGLES degrees."""

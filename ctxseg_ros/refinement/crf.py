@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxseg_ros.extras import refining
-from ctxseg_ros.model_file import MAX_CLASSES
-from ctxseg_ros.prediction import UNLABELLED
+from ctxseg_ros.model.model_file import MAX_CLASSES
+from ctxseg_ros.model.prediction import UNLABELLED
+from ctxseg_ros.refinement.extras import refining
 
 # Smoothness: neighbours have one label. Pixels, and the Potts weight.
 _NEAR = 3.0

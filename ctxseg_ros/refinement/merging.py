@@ -16,9 +16,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxseg_ros.boundaries import ANGLES, Cue, cues, global_boundaries, local_boundaries
-from ctxseg_ros.extras import refining
-from ctxseg_ros.model_file import MAX_CLASSES
+from ctxseg_ros.model.model_file import MAX_CLASSES
+from ctxseg_ros.refinement.boundaries import ANGLES, Cue, cues, global_boundaries, local_boundaries
+from ctxseg_ros.refinement.extras import refining
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int32]

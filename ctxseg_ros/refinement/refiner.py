@@ -16,10 +16,10 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxseg_ros.crf import refine
-from ctxseg_ros.extras import refining
-from ctxseg_ros.merging import merged_labels
-from ctxseg_ros.prediction import UNLABELLED, Prediction
+from ctxseg_ros.model.prediction import UNLABELLED, Prediction
+from ctxseg_ros.refinement.crf import refine
+from ctxseg_ros.refinement.extras import refining
+from ctxseg_ros.refinement.merging import merged_labels
 
 NONE = "none"
 KINDS = (NONE, "crf", "merge")
@@ -80,7 +80,7 @@ class Refiner:
 
     def _start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "ctxseg_ros.refinement", self._kind],
+            [sys.executable, "-m", "ctxseg_ros.refinement.refiner", self._kind],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the node: it ends this one

@@ -16,12 +16,12 @@ from rclpy.subscription import Subscription
 from rclpy.utilities import get_rmw_implementation_identifier
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from ctxseg_ros.latency import LatencyWindow
+from ctxseg_ros.realtime.latency import LatencyWindow
+from ctxseg_ros.realtime.stamps import ClockWatch, StampOrder
 from ctxseg_ros.ros import qos
 from ctxseg_ros.ros.diagnostics import FrameCounts
 from ctxseg_ros.ros.images import BadImage, Reading, frame_size, largest_value, sensor_bits
 from ctxseg_ros.ros.parameters import Settings
-from ctxseg_ros.stamps import ClockWatch, StampOrder
 
 THROTTLE_S = 5.0  # between two log lines of one kind
 LATENCY_WINDOW = 500  # frames behind the percentiles: 20 s at 25 Hz

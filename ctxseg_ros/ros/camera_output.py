@@ -13,15 +13,15 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
-from ctxseg_ros import render
-from ctxseg_ros.attention import attention_image, head_map, mask_image, mass_mask
-from ctxseg_ros.engine import Engine
-from ctxseg_ros.model_file import ClassInfo
-from ctxseg_ros.prediction import Prediction
+from ctxseg_ros.image import render
+from ctxseg_ros.image.attention import attention_image, head_map, mask_image, mass_mask
+from ctxseg_ros.inference.engine import Engine
+from ctxseg_ros.model.model_file import ClassInfo
+from ctxseg_ros.model.prediction import Prediction
 from ctxseg_ros.ros import qos
+from ctxseg_ros.ros.camera_input import Frame
 from ctxseg_ros.ros.images import read_rgb, to_image
 from ctxseg_ros.ros.parameters import Settings
-from ctxseg_ros.ros.stream import Frame
 
 IMAGES = {
     "labels": "class ids (mono8) at the camera's size; 255 = unlabelled",

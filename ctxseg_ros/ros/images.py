@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sensor_msgs images to RGB and back; ``ctxseg_ros.encodings`` reads them, with or without ROS."""
+"""sensor_msgs images to RGB, by ``ctxseg_ros.image.encodings``, and back."""
 
 import array
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from ctxseg_ros.encodings import (
+from ctxseg_ros.image.encodings import (
     ENCODINGS,
     BadImage,
     Reading,

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 
-from ctxseg_ros.model_file import ClassInfo
-from ctxseg_ros.prediction import UNLABELLED
+from ctxseg_ros.model.model_file import ClassInfo
+from ctxseg_ros.model.prediction import UNLABELLED
 from ctxseg_ros.ros import qos
 
 try:

@@ -23,7 +23,7 @@ from rcl_interfaces.msg import (
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from ctxseg_ros.model_file import format_size, parse_size
+from ctxseg_ros.model.model_file import format_size, parse_size
 from ctxseg_ros.spelling import nearest
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

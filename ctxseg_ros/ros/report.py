@@ -10,12 +10,12 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.node import Node
 
 from ctxseg_ros import machine
-from ctxseg_ros.latency import LatencyWindow
-from ctxseg_ros.model_file import format_size
+from ctxseg_ros.model.model_file import format_size
+from ctxseg_ros.realtime.latency import LatencyWindow
 from ctxseg_ros.ros import diagnostics
+from ctxseg_ros.ros.camera_input import CameraStream
 from ctxseg_ros.ros.diagnostics import CAUSES, OK, CameraHealth, Finding, NodeHealth
 from ctxseg_ros.ros.parameters import Settings
-from ctxseg_ros.ros.stream import CameraStream
 from ctxseg_ros.ros.worker import Running
 
 NODE_VALUES = {

@@ -25,19 +25,20 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from rclpy.task import Future
 
-from ctxseg_ros import machine, store
-from ctxseg_ros.engine import Engine, EngineSpec, adapted, open_engine
-from ctxseg_ros.latency import LatencyWindow
-from ctxseg_ros.model_file import format_size
+from ctxseg_ros import machine
+from ctxseg_ros.inference.engine import Engine, EngineSpec, adapted, open_engine
+from ctxseg_ros.inference.runtimes import RuntimeUnavailable
+from ctxseg_ros.model import store
+from ctxseg_ros.model.model_file import format_size
+from ctxseg_ros.realtime.latency import LatencyWindow
+from ctxseg_ros.realtime.slot import LatestSlots
 from ctxseg_ros.ros import diagnostics, qos, report
+from ctxseg_ros.ros.camera_input import LATENCY_WINDOW, CameraStream, Frame
+from ctxseg_ros.ros.camera_output import CameraOutputs
 from ctxseg_ros.ros.label_info import LabelInfos
-from ctxseg_ros.ros.outputs import CameraOutputs
 from ctxseg_ros.ros.parameters import Setting, Settings
 from ctxseg_ros.ros.settings import SETTINGS
-from ctxseg_ros.ros.slot import LatestSlots
-from ctxseg_ros.ros.stream import LATENCY_WINDOW, CameraStream, Frame
 from ctxseg_ros.ros.worker import Running, Worker
-from ctxseg_ros.runtimes import RuntimeUnavailable
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 

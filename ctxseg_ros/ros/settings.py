@@ -1,21 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parameters of segment_node: defaults, ranges, descriptions."""
 
-from ctxseg_ros.encodings import ENCODINGS
-from ctxseg_ros.refinement import KINDS, NONE
+from ctxseg_ros.image.encodings import ENCODINGS
+from ctxseg_ros.inference.runtimes import DEVICES
+from ctxseg_ros.refinement.refiner import KINDS, NONE
 from ctxseg_ros.ros import qos
-from ctxseg_ros.ros.parameters import (
-    Setting,
-    choice,
-    integer,
-    names,
-    number,
-    path,
-    sizes,
-    switch,
-)
-from ctxseg_ros.ros.stream import AUTO
-from ctxseg_ros.runtimes import DEVICES
+from ctxseg_ros.ros.camera_input import AUTO
+from ctxseg_ros.ros.parameters import Setting, choice, integer, names, number, path, sizes, switch
 
 SETTINGS: dict[str, Setting] = {
     "model": path("segmenter_tiny", "Name of a shipped model, or path of an .onnx file"),

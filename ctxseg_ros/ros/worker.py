@@ -12,17 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
-from ctxseg_ros.budget import Move, SizeController
-from ctxseg_ros.engine import Engine, reopened
-from ctxseg_ros.latency import FrameTimes, LatencyWindow
-from ctxseg_ros.model_file import format_size
-from ctxseg_ros.recovery import Recovery
+from ctxseg_ros.inference.engine import Engine, reopened
+from ctxseg_ros.inference.runtimes import devices
+from ctxseg_ros.model.model_file import format_size
+from ctxseg_ros.realtime.budget import Move, SizeController
+from ctxseg_ros.realtime.latency import FrameTimes, LatencyWindow
+from ctxseg_ros.realtime.recovery import Recovery
+from ctxseg_ros.realtime.slot import LatestSlots
+from ctxseg_ros.ros.camera_input import THROTTLE_S, CameraStream, Frame
+from ctxseg_ros.ros.camera_output import CameraOutputs
 from ctxseg_ros.ros.images import BadImage, read_rgb
-from ctxseg_ros.ros.outputs import CameraOutputs
 from ctxseg_ros.ros.parameters import Settings
-from ctxseg_ros.ros.slot import LatestSlots
-from ctxseg_ros.ros.stream import THROTTLE_S, CameraStream, Frame
-from ctxseg_ros.runtimes import devices
 
 
 def available_devices() -> list[str]:

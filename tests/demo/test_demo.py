@@ -26,21 +26,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from ctxseg_ros import store
 from ctxseg_ros.command import CommandFailed
-from ctxseg_ros.model_file import ClassInfo
+from ctxseg_ros.demo import pictures, report
+from ctxseg_ros.demo.clip import bikes
+from ctxseg_ros.demo.recording import Recording
+from ctxseg_ros.image.source import FrameSource, SourceError
+from ctxseg_ros.model import store
+from ctxseg_ros.model.model_file import ClassInfo
 from ctxseg_ros.output_files import OutputError
-from ctxseg_ros.ros.demo import pictures, report
-from ctxseg_ros.ros.demo.clip import bikes
-from ctxseg_ros.ros.demo.recording import Recording
 from ctxseg_ros.ros.diagnostics import CAUSES
-from ctxseg_ros.source import FrameSource, SourceError
 from tests.ros.conftest import wait
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-DEMO = [sys.executable, "-m", "ctxseg_ros.ros.demo"]
+DEMO = [sys.executable, "-m", "ctxseg_ros.demo"]
 
 
 def start(*arguments: str | Path, command: list[str] = DEMO) -> subprocess.Popen[str]:
@@ -307,7 +307,7 @@ def test_two_demos_with_one_process_id_do_not_hear_each_other(
     clip: Path, model: Path, tmp_path: Path
 ) -> None:
     """As in two containers on one network."""
-    code = "import os; os.getpid = lambda: 7\nfrom ctxseg_ros.ros.demo.__main__ import main; main()"
+    code = "import os; os.getpid = lambda: 7\nfrom ctxseg_ros.demo.__main__ import main; main()"
     demos = [
         start(
             *("--source", clip, "--model", model, "--device", "cpu", "--out", tmp_path / name),

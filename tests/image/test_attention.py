@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from ctxseg_ros.attention import attention_image, head_map, mask_image, mass_mask
+from ctxseg_ros.image.attention import attention_image, head_map, mask_image, mass_mask
 
 shapes = array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=8)
 shares = arrays(np.float32, shapes, elements=st.floats(0, 1, width=32))

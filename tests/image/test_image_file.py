@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ctxseg_ros.image_file import BadImageFile, decoded, read_bgr, too_dark
+from ctxseg_ros.image.image_file import BadImageFile, decoded, read_bgr, too_dark
 
 ORIENTATION = 0x0112
 # What the first stored row and column are of the upright image, by the EXIF standard: top left, top

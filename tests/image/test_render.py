@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctxseg_ros.model_file import ClassInfo
-from ctxseg_ros.render import Legend, colour_map, heat_map, heat_overlay, legend, overlay
+from ctxseg_ros.image.render import Legend, colour_map, heat_map, heat_overlay, legend, overlay
+from ctxseg_ros.model.model_file import ClassInfo
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ctxseg_ros.resize import resized
+from ctxseg_ros.image.resize import resized
 
 pytestmark = pytest.mark.slow
 

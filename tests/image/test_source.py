@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctxseg_ros.source import FOLDER_RATE_HZ, FrameSource, SourceError
+from ctxseg_ros.image.source import FOLDER_RATE_HZ, FrameSource, SourceError
 
 pytestmark = pytest.mark.slow
 

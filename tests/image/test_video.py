@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctxseg_ros.video import Loss, Video, VideoError
+from ctxseg_ros.image.video import Loss, Video, VideoError
 
 COUNT = 12
 KINDS = {".avi": "MJPG", ".mkv": "MJPG", ".mov": "MJPG", ".mp4": "mp4v", ".webm": "VP80"}

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ctxseg_ros import engine as engine_module
-from ctxseg_ros import store
-from ctxseg_ros.engine import Engine, EngineSpec, adapted, open_engine, reopened
-from ctxseg_ros.label_groups import LabelGroupsError
-from ctxseg_ros.model_file import ModelFileError
-from ctxseg_ros.prediction import Prediction
-from ctxseg_ros.runtimes import RuntimeUnavailable, open_runtime
+from ctxseg_ros.inference import engine as engine_module
+from ctxseg_ros.inference.engine import Engine, EngineSpec, adapted, open_engine, reopened
+from ctxseg_ros.inference.runtimes import RuntimeUnavailable, open_runtime
+from ctxseg_ros.model import store
+from ctxseg_ros.model.label_groups import LabelGroupsError
+from ctxseg_ros.model.model_file import ModelFileError
+from ctxseg_ros.model.prediction import Prediction
 
 LOG = logging.getLogger("test")
 GROUPS = """

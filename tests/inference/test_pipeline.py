@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctxseg_ros.model_file import read_model_info
-from ctxseg_ros.pipeline import FrameSegmenter
-from ctxseg_ros.resize import resized
-from ctxseg_ros.runtimes import open_runtime
+from ctxseg_ros.image.resize import resized
+from ctxseg_ros.inference.pipeline import FrameSegmenter
+from ctxseg_ros.inference.runtimes import open_runtime
+from ctxseg_ros.model.model_file import read_model_info
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ctxseg_ros import runtimes, store
-from ctxseg_ros.model_file import ModelFileError, read_model_info
-from ctxseg_ros.prediction import Prediction
-from ctxseg_ros.runtimes import RuntimeUnavailable, onnx_runtime, open_runtime, open_vino
-from ctxseg_ros.runtimes.base import pattern_image
-from ctxseg_ros.runtimes.precision import cost, label_change, map_correlations, recorded
+from ctxseg_ros.inference import runtimes
+from ctxseg_ros.inference.runtimes import RuntimeUnavailable, onnx_runtime, open_runtime, open_vino
+from ctxseg_ros.inference.runtimes.base import pattern_image
+from ctxseg_ros.inference.runtimes.precision import cost, label_change, map_correlations, recorded
+from ctxseg_ros.model import store
+from ctxseg_ros.model.model_file import ModelFileError, read_model_info
+from ctxseg_ros.model.prediction import Prediction
 
 HERE = ("cpu", "openvino")
 SIZES = [(32, 48), (288, 512), (480, 640), (368, 16)]
@@ -349,7 +350,7 @@ def test_file_without_the_record_runs_in_fp32_and_says_how_to_get_one(
     info = read_model_info(model_factory(name=f"unrecorded{len(source)}", source=source))
     with caplog.at_level("INFO"):
         assert open_runtime(info, device="openvino").precision == "fp32"
-    assert "python -m training.record_precision" in caplog.text
+    assert "python -m training record-precision" in caplog.text
 
 
 @pytest.mark.parametrize("processor", [BF16, ["FP32"]])
@@ -626,8 +627,8 @@ def test_signals_are_handled_after_runtimes_have_come_and_gone(model_factory):
     script = f"""
 import gc, os, signal
 from pathlib import Path
-from ctxseg_ros.model_file import read_model_info
-from ctxseg_ros.runtimes import open_runtime
+from ctxseg_ros.model.model_file import read_model_info
+from ctxseg_ros.inference.runtimes import open_runtime
 
 info, heard = read_model_info(Path({str(model_factory())!r})), []
 signal.signal(signal.SIGUSR1, lambda *_: heard.append(1))

@@ -9,11 +9,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctxseg_ros import store
-from ctxseg_ros.label_groups import LabelGroupsError, read_label_groups
-from ctxseg_ros.model_file import ClassInfo
+from ctxseg_ros.model import store
+from ctxseg_ros.model.label_groups import LabelGroupsError, read_label_groups
+from ctxseg_ros.model.model_file import ClassInfo
 
-CONFIG = Path(__file__).resolve().parents[1] / "config"
+CONFIG = Path(__file__).resolve().parents[2] / "config"
 NAMES = ("sky", "road", "car", "person", "tree")
 CLASSES = tuple(ClassInfo(number, name, (number, 0, 0)) for number, name in enumerate(NAMES))
 # SceneParsing's objectInfo150.txt: the first name of each class, in the order of the ids.

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from ctxseg_ros.model_file import (
+from ctxseg_ros.model.model_file import (
     KEYS,
     ClassInfo,
     ModelFileError,

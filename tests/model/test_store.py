@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctxseg_ros import store
-from ctxseg_ros.model_file import ModelFileError
+from ctxseg_ros.model import store
+from ctxseg_ros.model.model_file import ModelFileError
 
 
 @pytest.fixture

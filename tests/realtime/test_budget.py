@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ctxseg_ros.budget import Move, SizeController
+from ctxseg_ros.realtime.budget import Move, SizeController
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctxseg_ros.latency import STAGES, FrameTimes, LatencyWindow
+from ctxseg_ros.realtime.latency import STAGES, FrameTimes, LatencyWindow
 
 seconds = st.floats(0, 100)
 

@@ -3,7 +3,7 @@
 
 import itertools
 
-from ctxseg_ros.recovery import CALM_FRAMES, LAST_RESORT_S, RETRIES_S, Recovery
+from ctxseg_ros.realtime.recovery import CALM_FRAMES, LAST_RESORT_S, RETRIES_S, Recovery
 
 
 def attempts(recovery: Recovery, count: int) -> list[tuple[float, str]]:

@@ -6,7 +6,7 @@ import threading
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctxseg_ros.ros.slot import LatestSlots
+from ctxseg_ros.realtime.slot import LatestSlots
 
 
 def test_only_the_newest_is_kept_and_every_loss_is_told() -> None:

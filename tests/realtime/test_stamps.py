@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctxseg_ros.stamps import ClockWatch, StampOrder
+from ctxseg_ros.realtime.stamps import ClockWatch, StampOrder
 
 
 def ages(delays: list[float]) -> tuple[list[float], float | None]:

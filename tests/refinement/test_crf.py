@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from ctxseg_ros.crf import refine
+from ctxseg_ros.refinement.crf import refine
 
 
 def mean_field(image, labels, confidence, classes):

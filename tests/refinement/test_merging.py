@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import label
 
-from ctxseg_ros import merging
-from ctxseg_ros.boundaries import ANGLES, Cue, cues, global_boundaries, local_boundaries
-from ctxseg_ros.merging import Hierarchy, hierarchy, merged_labels
+from ctxseg_ros.refinement import merging
+from ctxseg_ros.refinement.boundaries import ANGLES, Cue, cues, global_boundaries, local_boundaries
+from ctxseg_ros.refinement.merging import Hierarchy, hierarchy, merged_labels
 
 pytestmark = pytest.mark.slow
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ctxseg_ros import refinement
-from ctxseg_ros.crf import refine
-from ctxseg_ros.merging import merged_labels
-from ctxseg_ros.prediction import Prediction
-from ctxseg_ros.refinement import RefinementFailed, Refiner, refined
+from ctxseg_ros.model.prediction import Prediction
+from ctxseg_ros.refinement import refiner as refinement
+from ctxseg_ros.refinement.crf import refine
+from ctxseg_ros.refinement.merging import merged_labels
+from ctxseg_ros.refinement.refiner import RefinementFailed, Refiner, refined
 
 pytestmark = pytest.mark.slow
 

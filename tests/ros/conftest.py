@@ -32,13 +32,13 @@ from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from ctxseg_ros import engine
-from ctxseg_ros.model_file import ModelInfo
-from ctxseg_ros.prediction import Prediction
+from ctxseg_ros.inference import engine
+from ctxseg_ros.inference.runtimes import DEVICES
+from ctxseg_ros.model.model_file import ModelInfo
+from ctxseg_ros.model.prediction import Prediction
 from ctxseg_ros.ros import worker
 from ctxseg_ros.ros.segmenter import SegmentNode
 from ctxseg_ros.ros.transport import PROFILE_VARIABLES, choose
-from ctxseg_ros.runtimes import DEVICES
 
 ROOT = Path(__file__).resolve().parents[2]
 # Fast DDS reads them once, at the first participant. A user's own profile is not tested.

@@ -21,8 +21,8 @@ from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from ctxseg_ros.model_file import ClassInfo
-from ctxseg_ros.prediction import Prediction
+from ctxseg_ros.model.model_file import ClassInfo
+from ctxseg_ros.model.prediction import Prediction
 from ctxseg_ros.ros.images import read_rgb, to_image
 from ctxseg_ros.ros.segmenter import SegmentNode
 
@@ -390,7 +390,7 @@ def test_the_demo_shows_heat_and_no_legend(
         writer.write(frame)
     writer.release()
     path = model_factory(task="attention", size=(96, 160))
-    command = [sys.executable, "-m", "ctxseg_ros.ros.demo", "--source", clip, "--model", path]
+    command = [sys.executable, "-m", "ctxseg_ros.demo", "--source", clip, "--model", path]
     done = subprocess.run(
         [*command, "--device", "cpu", "--out", out],
         cwd=ROOT,

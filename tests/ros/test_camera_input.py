@@ -21,8 +21,8 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
 
 from ctxseg_ros.ros import worker
+from ctxseg_ros.ros.camera_input import CameraStream
 from ctxseg_ros.ros.segmenter import SegmentNode
-from ctxseg_ros.ros.stream import CameraStream
 
 pytestmark = pytest.mark.slow
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from ctxseg_ros import render
-from ctxseg_ros.attention import attention_image, head_map, mask_image, mass_mask
-from ctxseg_ros.ros import outputs
+from ctxseg_ros.image import render
+from ctxseg_ros.image.attention import attention_image, head_map, mask_image, mass_mask
+from ctxseg_ros.ros import camera_output as outputs
+from ctxseg_ros.ros.camera_output import IMAGES
 from ctxseg_ros.ros.images import read_rgb
-from ctxseg_ros.ros.outputs import IMAGES
 
 pytestmark = pytest.mark.slow
 

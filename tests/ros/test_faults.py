@@ -14,7 +14,7 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from sensor_msgs.msg import Image
 
-from ctxseg_ros import recovery
+from ctxseg_ros.realtime import recovery
 
 pytestmark = pytest.mark.slow
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from ctxseg_ros import encodings
-from ctxseg_ros.encodings import largest_value, sensor_bits
-from ctxseg_ros.resize import resized
+from ctxseg_ros.image import encodings
+from ctxseg_ros.image.encodings import largest_value, sensor_bits
+from ctxseg_ros.image.resize import resized
 from ctxseg_ros.ros.images import ENCODINGS, BadImage, Reading, frame_size, read_rgb, to_image
 
 # What REP 118 and sensor_msgs/image_encodings.hpp say: the order of what an encoding's name lists.

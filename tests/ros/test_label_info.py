@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import Header, String
 
-from ctxseg_ros.model_file import read_model_info
+from ctxseg_ros.model.model_file import read_model_info
 from ctxseg_ros.ros import label_info
 from ctxseg_ros.ros.segmenter import SegmentNode
 
@@ -77,7 +77,7 @@ def newest(graph: Any, wait: Any, topic: str = "/segment/label_info") -> tuple[l
 
 
 def named_clusters(model: onnx.ModelProto) -> None:
-    """Class 3 becomes 255 in the graph itself, as training.name_clusters makes it."""
+    """Class 3 becomes 255 in the graph itself, as training.clusters.name_clusters makes it."""
     graph = model.graph
     for node in graph.node:
         if node.output[0] == "labels":

@@ -15,8 +15,8 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from ctxseg_ros.ros.outputs import CameraOutputs
-from ctxseg_ros.ros.stream import CameraStream
+from ctxseg_ros.ros.camera_input import CameraStream
+from ctxseg_ros.ros.camera_output import CameraOutputs
 
 pytestmark = pytest.mark.slow
 

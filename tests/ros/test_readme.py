@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
+from ctxseg_ros.ros.camera_output import IMAGES
 from ctxseg_ros.ros.images import ENCODINGS
-from ctxseg_ros.ros.outputs import IMAGES
 from ctxseg_ros.ros.report import CAMERA_VALUES, COUNTS, LATENCIES, NODE_VALUES
 from ctxseg_ros.ros.settings import SETTINGS
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from sensor_msgs.msg import Image
 
-from ctxseg_ros import engine
-from ctxseg_ros.prediction import Prediction
-from ctxseg_ros.refinement import RefinementFailed, refined
+from ctxseg_ros.inference import engine
+from ctxseg_ros.model.prediction import Prediction
+from ctxseg_ros.refinement.refiner import RefinementFailed, refined
 
 pytestmark = pytest.mark.slow
 

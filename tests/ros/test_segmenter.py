@@ -12,11 +12,11 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from sensor_msgs.msg import Image
 
-from ctxseg_ros import render
-from ctxseg_ros.ros import outputs
+from ctxseg_ros.image import render
+from ctxseg_ros.inference.runtimes import RuntimeUnavailable
+from ctxseg_ros.ros import camera_output as outputs
+from ctxseg_ros.ros.camera_input import CameraStream
 from ctxseg_ros.ros.segmenter import SegmentNode
-from ctxseg_ros.ros.stream import CameraStream
-from ctxseg_ros.runtimes import RuntimeUnavailable
 
 pytestmark = pytest.mark.slow
 

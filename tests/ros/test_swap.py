@@ -15,7 +15,7 @@ from rcl_interfaces.srv import SetParametersAtomically
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
 
-from ctxseg_ros.model_file import ClassInfo
+from ctxseg_ros.model.model_file import ClassInfo
 
 pytestmark = pytest.mark.slow
 
@@ -155,7 +155,7 @@ def slow_loading(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], tuple[Any, 
             assert go_on.wait(60)
             return open_at_once(*arguments)
 
-        monkeypatch.setattr("ctxseg_ros.engine.open_runtime", open_slowly)
+        monkeypatch.setattr("ctxseg_ros.inference.engine.open_runtime", open_slowly)
         return loading, go_on
 
     return begin

@@ -36,13 +36,12 @@ def start(arguments: list[str]) -> subprocess.Popen:
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """call(module, *arguments) -> the exit code of `python -m MODULE ARGUMENTS`, in this process:
-    what a command imports takes longer than what it does here."""
+def call() -> Callable[..., int]:
+    """call(module, *arguments) -> the exit code of a command, in this process: what a command
+    imports takes longer than what it does here."""
 
     def run(module: ModuleType, *arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
-        return int(module.main())
+        return int(module.main([*map(str, arguments)]))
 
     return run
 

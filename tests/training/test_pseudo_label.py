@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from ctxseg_ros.model_file import ClassInfo, read_model_info
-from ctxseg_ros.prediction import Prediction
+from ctxseg_ros.model.model_file import ClassInfo, read_model_info
+from ctxseg_ros.model.prediction import Prediction
 from training.__main__ import main
 from training.data.class_maps import LabelTable
 from training.data.mixture import CERTAIN, CONFIDENCE, Source, SourceFrames

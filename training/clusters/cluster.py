@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m training.cluster WEIGHTS --source FOLDER_OR_BAG --k 27 --out X.onnx``.
+"""``python -m training cluster WEIGHTS --source FOLDER_OR_BAG --k 27 --out X.onnx``.
 
 Segments without labels: the patch embeddings of a ViT, over all frames of a source, are clustered
-(see ``training.clustering``) and written as a model file of task clusters, all of it inside its
-graph. The file is accepted only if its labels agree with the network's on real frames.
+(see ``training.clusters.clustering``) and written as a model file of task clusters, all of it
+inside its graph. The file is accepted only if its labels agree with the network's on real frames.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +23,18 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
 from ctxseg_ros.command import run_command
-from ctxseg_ros.encodings import AS_STATED, Reading
+from ctxseg_ros.image.encodings import AS_STATED, Reading
+from ctxseg_ros.image.resize import resized
 from ctxseg_ros.machine import commit
-from ctxseg_ros.model_file import ModelInfo, format_size, parse_size
-from ctxseg_ros.resize import resized
-from training.clustering import CENTROIDS_EACH, VECTORS_EACH, Clustering, cluster, unit
+from ctxseg_ros.model.model_file import ModelInfo, format_size, parse_size
+from training.clusters.clustering import CENTROIDS_EACH, VECTORS_EACH, Clustering, cluster, unit
 from training.commands import checked_name, counted, evenly
 from training.data import options
 from training.data.files import DataError, progress
 from training.data.frames import FrameList, Source, open_frames
-from training.export import (
+from training.evaluation.token_cut import fitting_size
+from training.export.attention import from_file, from_name
+from training.export.checkpoint import (
     FRAMES,
     ExportError,
     export_graph,
@@ -42,12 +43,10 @@ from training.export import (
     parity,
     write_checked,
 )
-from training.export_attention import from_file, from_name
-from training.graphs import AttentionGraph, ClusterGraph, SegmenterGraph
+from training.export.precision import bf16_change
+from training.networks.deployed import AttentionGraph, ClusterGraph, SegmenterGraph
 from training.networks.encoder import Encoder, check_multiple
-from training.pictures import cluster_infos
-from training.precision import bf16_change
-from training.token_cut import fitting_size
+from training.systems.pictures import cluster_infos
 
 #: Frames whose patches are clustered, at most, evenly over the source.
 MOST_FRAMES = 1000
@@ -298,9 +297,9 @@ def report(out: Path, source: dict[str, Any], found: Clustering) -> None:
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns 1, after one clear line, if there is no good file to write."""
-    parser = argparse.ArgumentParser(prog="python -m training.cluster", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m training cluster", description=__doc__)
     parser.add_argument("weights", help="checkpoint (.ckpt) of ours, file of weights or timm name")
     parser.add_argument(
         "--source",
@@ -323,7 +322,7 @@ def main() -> int:
     parser.add_argument("--name", help="of the model (default: the stem of --out)")
     parser.add_argument("--data", metavar="TEXT", help="what was clustered")
     parser.add_argument("--terms", metavar="TEXT", help="of that data")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
     def work() -> None:
@@ -345,7 +344,3 @@ def main() -> int:
         report(args.out, source, found)
 
     return run_command("cluster", work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m training.name_clusters --model X.onnx``: a clusters model becomes a semantic one.
+"""``python -m training name-clusters --model X.onnx``: a clusters model becomes a semantic one.
 
 Either a few labelled frames name the clusters, each by the class that holds most of it::
 
@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import reprlib
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,13 +34,13 @@ import yaml
 from numpy.typing import NDArray
 
 from ctxseg_ros.command import run_command
+from ctxseg_ros.inference.pipeline import FrameSegmenter
+from ctxseg_ros.inference.runtimes import open_runtime
 from ctxseg_ros.machine import commit
-from ctxseg_ros.model_file import ClassInfo, ModelInfo, parse_size
-from ctxseg_ros.pipeline import FrameSegmenter
-from ctxseg_ros.prediction import UNLABELLED
-from ctxseg_ros.runtimes import open_runtime
-from ctxseg_ros.store import load
-from training.cluster_sheet import (
+from ctxseg_ros.model.model_file import ClassInfo, ModelInfo, parse_size
+from ctxseg_ros.model.prediction import UNLABELLED
+from ctxseg_ros.model.store import load
+from training.clusters.sheet import (
     NAMES_FILE,
     SHEET_FILE,
     NamingError,
@@ -56,12 +55,12 @@ from training.data.frames import open_frames
 from training.data.label_sets import LabelSet
 from training.data.own import CLASSES_HELP, find_label_set
 from training.data.pairs import IGNORE, Pair, pair_files, read_label, read_pair
-from training.evaluate import count_pixels
-from training.export import write_checked
-from training.matching import NONE, match_clusters
-from training.named_graph import cluster_logits, sum_by_class
-from training.pictures import cluster_colours
-from training.scores import Scores
+from training.evaluation.evaluate import count_pixels
+from training.evaluation.matching import NONE, match_clusters
+from training.evaluation.scores import Scores
+from training.export.checkpoint import write_checked
+from training.export.named_graph import cluster_logits, sum_by_class
+from training.systems.pictures import cluster_colours
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Truth:
     ``ignore``: id of the labels that is no class; 255 never is one. ``label_set``: whose names,
     colours and ids the labels have; None: the classes are called by their numbers. ``size``:
     (height, width) of the model's input; None: the size that it is meant for. ``device``: see
-    ``ctxseg_ros.runtimes.open_runtime``.
+    ``ctxseg_ros.inference.runtimes.open_runtime``.
     """
 
     pairs: Sequence[Pair]
@@ -97,7 +96,7 @@ class Truth:
     device: str = "auto"
 
     def count(self, info: ModelInfo) -> NDArray[np.int64]:
-        """Pixels by [class, label that the model gives], see ``training.evaluate.count_pixels``.
+        """Pixels by [class, label that the model gives], see ``count_pixels``.
 
         Raises:
             DataError: frames or labels cannot be used.
@@ -281,7 +280,7 @@ def write_named(
 
     Raises:
         ModelFileError: the name, or a class, is none that a model file can have.
-        NamingError: see ``training.named_graph.cluster_logits``.
+        NamingError: see ``training.export.named_graph.cluster_logits``.
     """
     model = onnx.load(info.path)
     sum_by_class(model, naming.table)
@@ -313,10 +312,10 @@ def report(info: ModelInfo, naming: Naming, named: dict[str, Any]) -> None:
         print(f"there: mIoU {named['miou']:.4f}, pixel accuracy {named['pixel_accuracy']:.4f}")
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code (``ctxseg_ros.command``)."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.name_clusters",
+        prog="python -m training name-clusters",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -334,7 +333,7 @@ def main() -> int:
     parser.add_argument("--name", help="of the model (default: the stem of --out)")
     parser.add_argument("--size", type=parse_size, metavar="HxW", help="of the model's input")
     parser.add_argument("--device", default="auto")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.images is None and args.names is None:
         parser.error("--labels and --sheet need --images")
     if args.out is None and args.sheet is None:
@@ -363,7 +362,3 @@ def _run(args: argparse.Namespace) -> None:
     source = write_named(info, naming, args.out, name, truth)
     print(f"{args.out}: {len(naming.classes)} classes from {len(info.classes)} clusters")
     report(info, naming, source["named"])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

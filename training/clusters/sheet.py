@@ -11,13 +11,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxseg_ros.model_file import ClassInfo, ModelInfo
+from ctxseg_ros.image.render import overlay
+from ctxseg_ros.image.resize import resized
+from ctxseg_ros.inference.pipeline import FrameSegmenter
+from ctxseg_ros.inference.runtimes import open_runtime
+from ctxseg_ros.model.model_file import ClassInfo, ModelInfo
+from ctxseg_ros.model.prediction import UNLABELLED
 from ctxseg_ros.output_files import make_folder, write_image, write_text
-from ctxseg_ros.pipeline import FrameSegmenter
-from ctxseg_ros.prediction import UNLABELLED
-from ctxseg_ros.render import overlay
-from ctxseg_ros.resize import resized
-from ctxseg_ros.runtimes import open_runtime
 from training.commands import evenly
 from training.data.files import progress
 from training.data.frames import FrameList
@@ -42,7 +42,7 @@ def check_task(info: ModelInfo) -> None:
     if info.task != "clusters":
         raise NamingError(
             f"{info.name} is a model of task {info.task}: it has no clusters to name; make one "
-            "with python -m training.cluster"
+            "with python -m training cluster"
         )
 
 
@@ -75,7 +75,7 @@ def write_sheet(
     Args:
         info: a clusters model. frames: SHEET_FRAMES of them are used, evenly chosen.
         folder: for SHEET_FILE and NAMES_FILE; made where it is missing.
-        size, device: see ``training.name_clusters.Truth``.
+        size, device: see ``training.clusters.name_clusters.Truth``.
 
     Raises:
         NamingError: the model has no clusters, or there is a names file already.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m training.data camvid|ade20k|stanford|labels|bsds|frames ROOT``: check a data set.
+"""``python -m training data camvid|ade20k|stanford|labels|bsds|frames ROOT``: check a data set.
 
 Reads every file as training would, prints what is there, or names every broken file and exits
 with 1.
@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ctxseg_ros.command import FAILED, run_command
-from ctxseg_ros.encodings import AS_STATED, Reading
 from ctxseg_ros.files import shown
+from ctxseg_ros.image.encodings import AS_STATED, Reading
 from training.data import bsds
 from training.data.files import BrokenFiles, each_file
 from training.data.frames import open_frames
@@ -127,7 +127,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Every file at fault is named, each on a line of its own.
     """
-    parser = argparse.ArgumentParser(prog="python -m training.data", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m training data", description=__doc__)
     commands = parser.add_subparsers(dest="what", required=True)
     for name in (*LABEL_SETS, "bsds"):
         commands.add_parser(name).add_argument("root", type=Path)

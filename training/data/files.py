@@ -17,9 +17,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from ctxseg_ros import image_file
 from ctxseg_ros.files import IMAGE_SUFFIXES, shown, walk
-from ctxseg_ros.image_file import ALL_BITS
+from ctxseg_ros.image import image_file
+from ctxseg_ros.image.image_file import ALL_BITS
 
 _log = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def files_below(
 
 
 def decoded(path: Path, flags: int) -> np.ndarray:
-    """The pixels of an image file, see ``ctxseg_ros.image_file.decoded``. Raises DataError."""
+    """The pixels of an image file, see ``image_file.decoded``. Raises DataError."""
     try:
         return image_file.decoded(path, flags)
     except image_file.BadImageFile as error:
@@ -136,7 +136,7 @@ def decoded(path: Path, flags: int) -> np.ndarray:
 
 
 def read_image(path: Path, bits: int = ALL_BITS) -> np.ndarray:
-    """An image file as uint8 [H, W, 3], RGB, see ``ctxseg_ros.image_file.read_bgr``.
+    """An image file as uint8 [H, W, 3], RGB, see ``ctxseg_ros.image.image_file.read_bgr``.
 
     A warning, once for a folder, says that images of 16 bits are nearly black.
 

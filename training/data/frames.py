@@ -12,7 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ctxseg_ros.encodings import (
+from ctxseg_ros.files import BAG_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, shown
+from ctxseg_ros.image.encodings import (
     AS_STATED,
     BadImage,
     Reading,
@@ -20,9 +21,8 @@ from ctxseg_ros.encodings import (
     largest_value,
     read_rgb,
 )
-from ctxseg_ros.files import BAG_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, shown
-from ctxseg_ros.image_file import ALL_BITS, too_dark
-from ctxseg_ros.video import Loss, Video, VideoError
+from ctxseg_ros.image.image_file import ALL_BITS, too_dark
+from ctxseg_ros.image.video import Loss, Video, VideoError
 from training.data.bags import bag_images, is_bag
 from training.data.files import (
     BrokenFiles,

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision import tv_tensors
 
-from ctxseg_ros.encodings import BITS
-from ctxseg_ros.image_file import ALL_BITS
+from ctxseg_ros.image.encodings import BITS
+from ctxseg_ros.image.image_file import ALL_BITS
 from training.data.augment import eval_transform, train_transform
 from training.data.files import DataError, warn
 from training.data.label_sets import LABEL_SETS, LabelSet

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from ctxseg_ros.encodings import BITS, ENCODINGS, Reading
+from ctxseg_ros.image.encodings import BITS, ENCODINGS, Reading
 
 
 def add_reading(parser: argparse.ArgumentParser, purpose: str = "") -> None:

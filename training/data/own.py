@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ctxseg_ros.image_file import ALL_BITS
+from ctxseg_ros.image.image_file import ALL_BITS
 from training.data.class_list_file import read_class_list
 from training.data.files import DataError, image_files
 from training.data.label_files import LABEL_SUFFIXES

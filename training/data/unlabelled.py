@@ -12,8 +12,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ctxseg_ros.encodings import Reading
-from ctxseg_ros.resize import resized
+from ctxseg_ros.image.encodings import Reading
+from ctxseg_ros.image.resize import resized
 from training.data.files import DataError
 from training.data.frames import FrameList, holds_bag, open_frames
 from training.data.module import train_loader
@@ -119,7 +119,7 @@ class Frames(L.LightningDataModule):
             whatever its resolution; at 2 it has half that height and width. At least 1.
         workers: processes that load; 0 loads in the training process.
         seed: of the order of frames and of the parts.
-        encoding, bits: what frames do not say themselves, see ``ctxseg_ros.encodings.Reading``.
+        encoding, bits: what frames do not say themselves, see ``encodings.Reading``.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m training.evaluate``: score a model file on images with labels, regions or objects.
+"""``python -m training evaluate``: score a model file on images with labels, regions or objects.
 
 What is scored is what the node runs: the exported file, through the same runtime and resizing.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -22,17 +21,17 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ctxseg_ros.attention import mass_mask
 from ctxseg_ros.command import run_command
-from ctxseg_ros.crf import refine
+from ctxseg_ros.image.attention import mass_mask
+from ctxseg_ros.inference.pipeline import FrameSegmenter
+from ctxseg_ros.inference.runtimes import PRECISIONS, open_runtime
 from ctxseg_ros.machine import commit, describe
-from ctxseg_ros.merging import hierarchy
-from ctxseg_ros.model_file import ModelInfo, format_size, parse_size
+from ctxseg_ros.model.model_file import ModelInfo, format_size, parse_size
+from ctxseg_ros.model.prediction import UNLABELLED
+from ctxseg_ros.model.store import load
 from ctxseg_ros.output_files import check_writable, write_json
-from ctxseg_ros.pipeline import FrameSegmenter
-from ctxseg_ros.prediction import UNLABELLED
-from ctxseg_ros.runtimes import PRECISIONS, open_runtime
-from ctxseg_ros.store import load
+from ctxseg_ros.refinement.crf import refine
+from ctxseg_ros.refinement.merging import hierarchy
 from training.data.bsds import check_pairs, pair_truths, read_truths
 from training.data.class_maps import ClassMap, allowed_classes, parse_changes
 from training.data.files import DataError, each_file
@@ -48,8 +47,8 @@ from training.data.pairs import (
     read_label,
     read_pair,
 )
-from training.matching import MATCHES, NONE, match_clusters, matched_confusion
-from training.objects import (
+from training.evaluation.matching import MATCHES, NONE, match_clusters, matched_confusion
+from training.evaluation.objects import (
     FrameScore,
     centre_prior,
     random_vit,
@@ -57,14 +56,8 @@ from training.objects import (
     score_frame,
     score_objects,
 )
-from training.regions import (
-    LEVELS,
-    ImageScores,
-    score_hierarchy,
-    score_image,
-    score_set,
-)
-from training.scores import Scores
+from training.evaluation.regions import LEVELS, ImageScores, score_hierarchy, score_image, score_set
+from training.evaluation.scores import Scores
 
 #: Of one frame: of the ``model`` and of each control.
 FrameScores = dict[str, FrameScore]
@@ -98,9 +91,9 @@ def evaluate_labels(
             classes that may be the same are one. Where the model gives a class that none of them
             may be, it is wrong.
         size: (height, width) of the model's input; None: the size that it was trained for.
-        device, precision: see ``ctxseg_ros.runtimes.open_runtime``.
+        device, precision: see ``ctxseg_ros.inference.runtimes.open_runtime``.
         match: ``none`` for a ``semantic`` model; for ``clusters`` a key of
-            ``training.matching.MATCHES``.
+            ``training.evaluation.matching.MATCHES``.
 
     Returns:
         ``miou``, ``iou`` (by class; None for a class neither true nor predicted),
@@ -255,7 +248,7 @@ def count_pixels(
 def matched_scores(
     pixels: NDArray[np.int64], match: str, names: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Scores of clusters, see ``evaluate_labels``, by a key of ``training.matching.MATCHES``.
+    """Scores of clusters, see ``evaluate_labels``, by a key of ``matching.MATCHES``.
 
     Args:
         pixels: [C, K + 1], from ``count_pixels`` over the whole set; row = id in the truth.
@@ -307,12 +300,12 @@ def evaluate_regions(
         info: the model. pairs: images and their ``.mat`` files.
         size: (height, width) of the model's input; None: for each image the nearest to its own
             shape that the model takes, so that none is squeezed.
-        device, precision: see ``ctxseg_ros.runtimes.open_runtime``.
+        device, precision: see ``ctxseg_ros.inference.runtimes.open_runtime``.
 
     Returns:
         ``plain`` (the partition by label, connected or not), ``crf`` (the same after the CRF) and
-        ``merged`` (the hierarchy of regions, cut at ``training.regions.LEVELS``), each what
-        ``training.regions.score_set`` returns; ``images``.
+        ``merged`` (the hierarchy of regions, cut at ``regions.LEVELS``), each what
+        ``regions.score_set`` returns; ``images``.
 
     Raises:
         DataError: a file cannot be read or used; all such files are named, before the model runs.
@@ -402,10 +395,10 @@ def evaluate_objects(
         mass: share of the attention that a mask holds.
         size: (height, width) of the model's input; None: for each frame the nearest to its own
             shape that the model takes, so that none is squeezed.
-        device, precision: see ``ctxseg_ros.runtimes.open_runtime``.
+        device, precision: see ``ctxseg_ros.inference.runtimes.open_runtime``.
 
     Returns:
-        What ``training.objects.score_objects`` returns, for the model and, in ``controls``, for
+        What ``objects.score_objects`` returns, for the model and, in ``controls``, for
         ``centre_prior`` and ``random_vit``; ``sequences``, by folder of the frames: ``images`` and
         ``jaccard_mean`` and ``jaccard_best_head`` of the model, ``jaccard_mean`` of the controls;
         ``mass``, ``images`` (those scored), ``without_object``.
@@ -596,7 +589,7 @@ def _own_sizes(info: ModelInfo, size: tuple[int, int] | None) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m training evaluate", description=__doc__)
     commands = parser.add_subparsers(required=True)
     labels = commands.add_parser("labels", help="IoU against label images")
     regions = commands.add_parser("regions", help="covering, PRI and VI against BSDS .mat files")
@@ -640,9 +633,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code (``ctxseg_ros.command``)."""
-    args = _parser().parse_args()
+    args = _parser().parse_args(arguments)
 
     def work() -> None:
         if args.json:
@@ -653,7 +646,3 @@ def main() -> int:
             write_json(args.json, {**row, "machine": describe(), "commit": commit()})
 
     return run_command("evaluate", work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

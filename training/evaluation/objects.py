@@ -22,8 +22,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxseg_ros.attention import head_map, mask_image, mass_mask
-from ctxseg_ros.resize import resized
+from ctxseg_ros.image.attention import head_map, mask_image, mass_mask
+from ctxseg_ros.image.resize import resized
 from training.data.files import decoded
 
 #: The masses of the curve: 0.05 to 0.95.

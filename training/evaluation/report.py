@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m training.report``: the two pictures of a model's card.
+"""``python -m training report``: the two pictures of a model's card.
 
 ``NAME_curve.png`` shows how the run went; ``NAME_worst.png`` the ten validation frames that the
 exported model gets least right, beside their truth.
@@ -8,7 +8,6 @@ exported model gets least right, beside their truth.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,16 +17,16 @@ import numpy as np
 from matplotlib import pyplot as plt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ctxseg_ros import render
 from ctxseg_ros.command import run_command
-from ctxseg_ros.model_file import ModelInfo
+from ctxseg_ros.image import render
+from ctxseg_ros.inference.pipeline import FrameSegmenter
+from ctxseg_ros.inference.runtimes import open_runtime
+from ctxseg_ros.model.model_file import ModelInfo
+from ctxseg_ros.model.store import load
 from ctxseg_ros.output_files import make_folder, replacing
-from ctxseg_ros.pipeline import FrameSegmenter
-from ctxseg_ros.runtimes import open_runtime
-from ctxseg_ros.store import load
 from training.data.pairs import DataError, Pair, pair_files, read_label
-from training.evaluate import count_pixels
-from training.scores import Scores
+from training.evaluation.evaluate import count_pixels
+from training.evaluation.scores import Scores
 
 WORST = 10
 
@@ -120,16 +119,16 @@ def draw_worst(info: ModelInfo, pairs: Sequence[Pair], ignore: int | None, out: 
     plt.close(figure)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code (``ctxseg_ros.command``)."""
-    parser = argparse.ArgumentParser(prog="python -m training.report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m training report", description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="folder of the run's logs")
     parser.add_argument("--model", required=True, help="a name of `ctxseg models` or an .onnx file")
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--labels", type=Path, required=True)
     parser.add_argument("--ignore", type=int, metavar="ID", help="id of the truth to leave out")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     matplotlib.use("Agg")
 
     def work() -> None:
@@ -141,7 +140,3 @@ def main() -> int:
         draw_worst(info, pairs, args.ignore, args.out / f"{info.name}_worst.png")
 
     return run_command("report", work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

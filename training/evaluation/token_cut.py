@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m training.token_cut NAME_OR_WEIGHTS --images D --out DIR``: one object a frame.
+"""``python -m training token-cut NAME_OR_WEIGHTS --images D --out DIR``: one object a frame.
 
 The salient object of each frame from a ViT's patch features, without any label: the normalised cut
 of Wang et al. 2022, "Self-Supervised Transformers for Unsupervised Object Discovery using
 Normalized Cut" (TokenCut), taken on the output tokens. Masks go to ``DIR/masks``, which
-``training.evaluate`` and ``training.data`` pair with the images, pictures to ``DIR/overlays``.
+``evaluate objects`` and ``training.data`` pair with the images, pictures to ``DIR/overlays``.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,18 +22,18 @@ from rich.progress import track
 from scipy.ndimage import label
 from scipy.sparse.linalg import eigsh
 
-from ctxseg_ros.attention import mask_image
 from ctxseg_ros.command import run_command
-from ctxseg_ros.model_file import parse_size
+from ctxseg_ros.image.attention import mask_image
+from ctxseg_ros.image.render import overlay
+from ctxseg_ros.image.resize import resized
+from ctxseg_ros.model.model_file import parse_size
+from ctxseg_ros.model.prediction import UNLABELLED
 from ctxseg_ros.output_files import make_folder, write_image
-from ctxseg_ros.prediction import UNLABELLED
-from ctxseg_ros.render import overlay
-from ctxseg_ros.resize import resized
 from training.data.files import DataError, each_file, image_files, read_image
 from training.data.pairs import Pair, pair_files, read_pair
-from training.export_attention import from_file, from_name
+from training.evaluation.objects import jaccard, read_mask
+from training.export.attention import from_file, from_name
 from training.networks.encoder import Encoder, check_multiple
-from training.objects import jaccard, read_mask
 
 #: Patches whose cosine similarity is above it are alike.
 TAU = 0.2
@@ -201,9 +200,9 @@ def _check(pair: Pair) -> None:
     read_pair(pair, read_mask)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code (``ctxseg_ros.command``)."""
-    parser = argparse.ArgumentParser(prog="python -m training.token_cut", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m training token-cut", description=__doc__)
     parser.add_argument("weights", help="a file of weights, or a timm name to download")
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
@@ -215,7 +214,7 @@ def main() -> int:
         help=f"of the input (default: {PATCHES} patches in the first image's proportions)",
     )
     parser.add_argument("--arch", help="timm name of a file's architecture (default: as it fits)")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
 
     def work() -> None:
         scores = cut_folder(args)
@@ -225,7 +224,3 @@ def main() -> int:
         print(f"masks and overlays: {args.out}")
 
     return run_command("token_cut", work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m training.export_attention NAME_OR_FILE --out X.onnx``: a pretrained ViT's attention.
+"""``python -m training export-attention NAME_OR_FILE --out X.onnx``: a pretrained ViT's attention.
 
 Takes a timm name of DINO, DINOv2, DINOv3 or DeiT, whose weights are downloaded, or a file of such
 weights, and writes a model file of task attention. The file is accepted only if its maps agree
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,13 @@ import timm
 from numpy.typing import NDArray
 
 from ctxseg_ros.command import run_command
-from ctxseg_ros.encodings import AS_STATED, Reading
+from ctxseg_ros.image.encodings import AS_STATED, Reading
+from ctxseg_ros.inference.runtimes.base import pattern_image
 from ctxseg_ros.machine import commit
-from ctxseg_ros.model_file import ModelInfo, parse_size
-from ctxseg_ros.runtimes.base import pattern_image
+from ctxseg_ros.model.model_file import ModelInfo, parse_size
 from training.commands import checked_name
 from training.data import options
-from training.export import (
+from training.export.checkpoint import (
     ExportError,
     export_graph,
     fitted_frames,
@@ -35,10 +35,10 @@ from training.export import (
     report,
     write_checked,
 )
-from training.graphs import AttentionGraph
+from training.export.precision import bf16_change
+from training.networks.deployed import AttentionGraph
 from training.networks.encoder import Encoder, check_multiple
 from training.networks.weights import Weights, architectures, read_weights
-from training.precision import bf16_change
 
 #: About as many pixels a side as the exported model is meant for, unless a size is asked for.
 SIDE = 384
@@ -101,7 +101,7 @@ def _from_published(path: Path, architecture: str | None) -> tuple[Encoder, str]
     weights = read_weights(path)
     if weights.architecture is not None:
         raise ExportError(
-            f"{path}: a checkpoint of `python -m training fit`: use `python -m training.export`"
+            f"{path}: a checkpoint of `python -m training fit`: use `python -m training export`"
         )
     return from_weights(weights, architecture)
 
@@ -219,10 +219,10 @@ def export_attention(
     )
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code (``ctxseg_ros.command``)."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.export_attention", description=__doc__
+        prog="python -m training export-attention", description=__doc__
     )
     parser.add_argument("weights", metavar="NAME_OR_FILE")
     parser.add_argument("--out", type=Path, required=True, help="the .onnx file to write")
@@ -240,7 +240,7 @@ def main() -> int:
     options.add_reading(parser)
     parser.add_argument("--data", metavar="TEXT", help="what taught it")
     parser.add_argument("--terms", metavar="TEXT", help="licence of the weights")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
     def work() -> None:
@@ -260,7 +260,3 @@ def main() -> int:
         report(args.out, source)
 
     return run_command("export_attention", work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

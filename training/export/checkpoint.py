@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m training.export CHECKPOINT --out X.onnx``: a checkpoint becomes a model file.
+"""``python -m training export CHECKPOINT --out X.onnx``: a checkpoint becomes a model file.
 
 The file is accepted only if its labels or its attention agree with the network's on real frames.
 What lower precision would change, and what it scores on labelled frames, is measured and written
@@ -12,7 +12,6 @@ import argparse
 import logging
 import os
 import pickle
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,19 +25,19 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from ctxseg_ros.command import CommandFailed, run_command
-from ctxseg_ros.encodings import AS_STATED, Reading
+from ctxseg_ros.image.encodings import AS_STATED, Reading
+from ctxseg_ros.inference.runtimes import open_runtime
 from ctxseg_ros.machine import commit
-from ctxseg_ros.model_file import ModelInfo, read_model_info, write_metadata
+from ctxseg_ros.model.model_file import ModelInfo, read_model_info, write_metadata
+from ctxseg_ros.model.prediction import Prediction
 from ctxseg_ros.output_files import replacing
-from ctxseg_ros.prediction import Prediction
-from ctxseg_ros.runtimes import open_runtime
 from training.commands import checked_name, evenly
 from training.data import options
 from training.data.frames import open_frames
 from training.data.own import CLASSES_HELP, find_label_set
 from training.data.pairs import pair_files
-from training.graphs import AttentionGraph
-from training.precision import accuracy, bf16_change, label_scores, summary
+from training.export.precision import accuracy, bf16_change, label_scores, summary
+from training.networks.deployed import AttentionGraph
 from training.systems.dino import DinoSystem
 from training.systems.distilled import DistilledSystem
 from training.systems.segmenter import SegmenterSystem
@@ -328,7 +327,7 @@ def export(
     if truth is not None and system.task == "attention":
         raise ExportError(
             f"{checkpoint}: its task is attention, which labels cannot score: leave them out and "
-            "use python -m training.evaluate objects"
+            "use python -m training evaluate objects"
         )
     label_set = find_label_set(classes) if classes else None
     size = tuple(system.hparams.size)
@@ -390,10 +389,10 @@ def report(out: Path, source: dict[str, Any]) -> None:
         print(f"mIoU {source['scores']['miou']:.4f}")
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code (``ctxseg_ros.command``)."""
     data = Path(os.environ.get("CTXSEG_DATA", "../shared/data")) / "camvid" / "val"
-    parser = argparse.ArgumentParser(prog="python -m training.export", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m training export", description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="the .onnx file to write")
     parser.add_argument("--name", help="of the model (default: the stem of --out)")
@@ -412,7 +411,7 @@ def main() -> int:
     parser.add_argument("--classes", metavar="FILE", help=CLASSES_HELP)
     parser.add_argument("--data", metavar="TEXT", help="what taught it (default: as the run says)")
     parser.add_argument("--terms", metavar="TEXT", help="of that data (default: as the run says)")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
 
     def work() -> None:
         name = checked_name(args.out, args.name)
@@ -433,7 +432,3 @@ def main() -> int:
         report(args.out, source)
 
     return run_command("export", work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,15 +8,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from ctxseg_ros.prediction import UNLABELLED
-from training.cluster_sheet import NamingError
+from ctxseg_ros.model.prediction import UNLABELLED
+from training.clusters.sheet import NamingError
 
 
 def cluster_logits(model: onnx.ModelProto) -> str:
     """The tensor [1, H, W, K] whose softmax a clusters model's labels and confidence are.
 
     Raises:
-        NamingError: the graph does not end as ``training.graphs.labels_and_confidence`` does.
+        NamingError: the graph does not end as ``deployed.labels_and_confidence`` does.
     """
     makers = {output: node for node in model.graph.node for output in node.output}
 
@@ -33,7 +33,7 @@ def cluster_logits(model: onnx.ModelProto) -> str:
                 return top.input[0]
     raise NamingError(
         "the model's graph has no logits of its clusters, which names need to sum up their "
-        "probabilities; make the model again with python -m training.cluster or training.export"
+        "probabilities; make the model again with python -m training cluster or export"
     )
 
 

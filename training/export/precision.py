@@ -2,7 +2,8 @@
 """What bf16 changes in a model's output, and what it costs in accuracy against ground truth.
 
 Both are written into ``ctxseg.source`` of a model file, under ``precision``; by that the runtime
-decides whether to run the model in bf16, see ``ctxseg_ros.runtimes.precision``. The entries:
+decides whether to run the model in bf16, see ``ctxseg_ros.inference.runtimes.precision``. The
+entries:
 
 - ``bf16_label_agreement``: share of the labels of fp32 that stay;
 - ``bf16_sure_agreement``: the same, of the labels with a confidence of at least ``SURE`` in fp32;
@@ -22,12 +23,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxseg_ros.model_file import ModelInfo
-from ctxseg_ros.runtimes import Runtime, open_runtime, open_vino
-from ctxseg_ros.runtimes.precision import LabelChange, label_change, map_correlations
+from ctxseg_ros.inference.runtimes import Runtime, open_runtime, open_vino
+from ctxseg_ros.inference.runtimes.precision import LabelChange, label_change, map_correlations
+from ctxseg_ros.model.model_file import ModelInfo
 from training.data.label_sets import LabelSet
 from training.data.pairs import Pair
-from training.evaluate import evaluate_labels
+from training.evaluation.evaluate import evaluate_labels
 
 DEVICE = "openvino"  # the one that computes in bf16
 

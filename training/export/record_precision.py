@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m training.record_precision X.onnx --frames F``: what bf16 changes, into the file.
+"""``python -m training record-precision X.onnx --frames F``: what bf16 changes, into the file.
 
 OpenVINO runs a model in bf16 only if its file records that this costs no accuracy. The export
 records it where the processor has bf16; this command does so for a file that was made elsewhere.
@@ -9,21 +9,28 @@ Nothing but the record changes in the file.
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
 
 from ctxseg_ros.command import CommandFailed, run_command
-from ctxseg_ros.encodings import AS_STATED, Reading
-from ctxseg_ros.model_file import ModelInfo, read_model_info, write_metadata
+from ctxseg_ros.image.encodings import AS_STATED, Reading
+from ctxseg_ros.inference.runtimes.precision import cost, recorded
+from ctxseg_ros.model.model_file import ModelInfo, read_model_info, write_metadata
 from ctxseg_ros.output_files import check_writable, write_bytes
-from ctxseg_ros.runtimes.precision import cost, recorded
 from training.data import options
 from training.data.pairs import pair_files
-from training.evaluate import evaluate_objects
-from training.export import fitted_frames
-from training.precision import DEVICE, accuracy, bf16_change, label_scores, summary, why_no_bf16
+from training.evaluation.evaluate import evaluate_objects
+from training.export.checkpoint import fitted_frames
+from training.export.precision import (
+    DEVICE,
+    accuracy,
+    bf16_change,
+    label_scores,
+    summary,
+    why_no_bf16,
+)
 
 
 def measured(
@@ -35,7 +42,7 @@ def measured(
     stride: int = 1,
     reading: Reading = AS_STATED,
 ) -> dict[str, object]:
-    """The entries of ``training.precision`` for a model file.
+    """The entries of ``training.export.precision`` for a model file.
 
     Args:
         info: the model.
@@ -84,10 +91,10 @@ def record(info: ModelInfo, entries: dict[str, object]) -> ModelInfo:
     return read_model_info(info.path)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command; see ``ctxseg_ros.command`` for the exit codes."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.record_precision", description=__doc__
+        prog="python -m training record-precision", description=__doc__
     )
     parser.add_argument("model", type=Path, help="the .onnx file; its record is replaced")
     parser.add_argument("--frames", type=Path, required=True, help="folder, video or bag")
@@ -97,7 +104,7 @@ def main() -> int:
         "--truth", type=Path, help="label images of the frames, or masks for attention"
     )
     parser.add_argument("--ignore", type=int, metavar="ID", help="id of the labels to leave out")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
 
     def work() -> None:
         info = read_model_info(args.model)
@@ -119,7 +126,3 @@ def main() -> int:
             print(f"{args.model}: OpenVINO will run it in bf16 where that is faster")
 
     return run_command("record_precision", work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

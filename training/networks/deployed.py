@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.clustering import Clustering
+from training.clusters.clustering import Clustering
 from training.networks.encoder import Encoder
 from training.networks.segmenter import Segmenter, decoded
 from training.networks.unet import UNet

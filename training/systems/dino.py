@@ -14,16 +14,16 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from ctxseg_ros.model_file import ClassInfo
+from ctxseg_ros.model.model_file import ClassInfo
 from training.data.crops import Crops, CropsBatch
 from training.data.files import DataError
 from training.data.unlabelled import NOTHING, UnlabelledBatch, and_now
-from training.graphs import AttentionGraph
 from training.losses.dino import dino_loss, entropy, sharpened
+from training.networks.deployed import AttentionGraph
 from training.networks.dino_head import DinoHead
 from training.networks.encoder import Encoder, check_multiple
-from training.pictures import attention_sheet, log_picture
 from training.systems.labelled import finite
+from training.systems.pictures import attention_sheet, log_picture
 
 #: Steps after which the teacher's outputs are looked at. By then the centre, which begins at 0,
 #: is where it should be.
@@ -149,7 +149,7 @@ class DinoSystem(L.LightningModule):
                 raise ValueError(f"{name} is {h[name]}: it must be from 0 to below 1")
 
     def graph(self) -> nn.Module:
-        """The teacher's encoder as it is deployed, see ``training.graphs``."""
+        """The teacher's encoder as it is deployed, see ``training.networks.deployed``."""
         return AttentionGraph(self.teacher.encoder)
 
     def class_infos(self) -> list[ClassInfo]:

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ctxseg_ros.model_file import ClassInfo
+from ctxseg_ros.model.model_file import ClassInfo
 from training.data.files import DataError
 from training.data.unlabelled import NOTHING, Frames, UnlabelledBatch, and_now
-from training.graphs import AttentionGraph, sharpened
 from training.losses.dino import entropy
+from training.networks.deployed import AttentionGraph, sharpened
 from training.networks.encoder import Encoder, create_vit
-from training.pictures import attention_sheet, log_picture
 from training.systems.labelled import check_data_size, decay_groups, finite, warmed_poly
+from training.systems.pictures import attention_sheet, log_picture
 
 #: Shares of attention are at least this in the loss, so that none has an infinite logarithm
 #: or derivative.
@@ -143,7 +143,7 @@ class DistilledSystem(L.LightningModule):
         return losses, found, wanted
 
     def graph(self) -> nn.Module:
-        """The student as it is deployed, see ``training.graphs``."""
+        """The student as it is deployed, see ``training.networks.deployed``."""
         return AttentionGraph(self.network, self.sharpness)
 
     def class_infos(self) -> list[ClassInfo]:

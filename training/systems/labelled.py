@@ -14,17 +14,17 @@ from torch.optim.swa_utils import AveragedModel
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from ctxseg_ros.command import CommandFailed
-from ctxseg_ros.model_file import ClassInfo
+from ctxseg_ros.model.model_file import ClassInfo
 from training.data.files import DataError
 from training.data.label_sets import LABEL_SETS
 from training.data.mixture import CERTAIN, LabelledBatch, Mixture, UnlabelledBatch
 from training.data.module import Batch, LabelledFrames
 from training.data.own import OWN
 from training.data.pairs import IGNORE
+from training.evaluation.scores import Scores
 from training.losses.allowed_classes import allowed_classes_loss
 from training.losses.lovasz import lovasz_softmax
 from training.networks.encoder import check_multiple
-from training.scores import Scores
 
 #: A label set's name, or name and colour (RGB) of each class.
 Classes = str | list[tuple[str, tuple[int, int, int]]]
@@ -154,7 +154,7 @@ class LabelledSystem(L.LightningModule):
             self.confusions.extend(self._confusion() for _ in range(extra))
 
     def graph(self) -> nn.Module:
-        """The network as it is deployed, see ``training.graphs``."""
+        """The network as it is deployed, see ``training.networks.deployed``."""
         raise NotImplementedError
 
     def logits(self, images: Tensor) -> Tensor:

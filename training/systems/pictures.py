@@ -15,10 +15,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ctxseg_ros.attention import attention_image
-from ctxseg_ros.model_file import ClassInfo
+from ctxseg_ros.image.attention import attention_image
+from ctxseg_ros.image.render import heat_map
+from ctxseg_ros.model.model_file import ClassInfo
 from ctxseg_ros.output_files import make_folder, write_image
-from ctxseg_ros.render import heat_map
 
 #: Colours whose channels differ by this or less are too grey.
 _GREY = 85

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from training.graphs import SegmenterGraph
+from training.networks.deployed import SegmenterGraph
 from training.networks.details import Details
 from training.networks.encoder import Encoder
 from training.networks.linear_head import LinearHead

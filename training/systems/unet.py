@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from training.graphs import UNetGraph
+from training.networks.deployed import UNetGraph
 from training.networks.unet import UNet, check_size
 from training.systems.labelled import Classes, LabelledSystem
 

@@ -11,18 +11,18 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from ctxseg_ros.model_file import ClassInfo
+from ctxseg_ros.model.model_file import ClassInfo
 from training.data.files import DataError
 from training.data.unlabelled import NOTHING, Frames, UnlabelledBatch, and_now
-from training.graphs import UNetGraph
 from training.losses.batch_ncut import batch_ncut
 from training.losses.gaussian_ncut import gaussian_ncut
 from training.losses.soft_ncut import soft_ncut
+from training.networks.deployed import UNetGraph
 from training.networks.encoder import Encoder
 from training.networks.unet import check_size
 from training.networks.wnet import WNet
-from training.pictures import cluster_infos, log_picture, wnet_sheet
 from training.systems.labelled import finite, poly
+from training.systems.pictures import cluster_infos, log_picture, wnet_sheet
 
 #: ITU-R BT.601: the intensity of an RGB pixel.
 _LUMA = (0.299, 0.587, 0.114)
@@ -100,7 +100,7 @@ class WNetSystem(L.LightningModule):
             self._vit = (vit.eval().requires_grad_(False),)
 
     def graph(self) -> nn.Module:
-        """U_Enc as it is deployed, see ``training.graphs``."""
+        """U_Enc as it is deployed, see ``training.networks.deployed``."""
         return UNetGraph(self.network.encoder)
 
     def logits(self, images: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxseg_ros.model_file import ModelFileError, ModelInfo, format_size
-from ctxseg_ros.prediction import UNLABELLED, Prediction
+from ctxseg_ros.model.model_file import ModelFileError, ModelInfo, format_size
+from ctxseg_ros.model.prediction import UNLABELLED, Prediction
 
 _TRIALS = 5  # runs to know a runtime's time
 

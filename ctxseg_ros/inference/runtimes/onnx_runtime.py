@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxseg_ros.machine import available_cores, gpu_name
-from ctxseg_ros.model_file import ModelInfo, format_size
-from ctxseg_ros.prediction import Prediction
-from ctxseg_ros.runtimes.base import (
+from ctxseg_ros.inference.runtimes.base import (
     RuntimeUnavailable,
     check_image,
     pattern_image,
     to_prediction,
 )
-from ctxseg_ros.runtimes.precision import cost, measure
+from ctxseg_ros.inference.runtimes.precision import cost, measure
+from ctxseg_ros.machine import available_cores, gpu_name
+from ctxseg_ros.model.model_file import ModelInfo, format_size
+from ctxseg_ros.model.prediction import Prediction
 
 PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxseg_ros.model_file import ModelInfo
-from ctxseg_ros.prediction import Prediction
-from ctxseg_ros.runtimes.base import check_image, fastest_ms, to_prediction
-from ctxseg_ros.runtimes.precision import cost, recorded
+from ctxseg_ros.inference.runtimes.base import check_image, fastest_ms, to_prediction
+from ctxseg_ros.inference.runtimes.precision import cost, recorded
+from ctxseg_ros.model.model_file import ModelInfo
+from ctxseg_ros.model.prediction import Prediction
 
 _chosen: dict[str, str] = {}  # SHA-256 of a model -> the precision that was faster here
 

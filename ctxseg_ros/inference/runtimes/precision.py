@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxseg_ros.model_file import ModelInfo
-from ctxseg_ros.prediction import Prediction
+from ctxseg_ros.model.model_file import ModelInfo
+from ctxseg_ros.model.prediction import Prediction
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 SURE = 0.6
@@ -125,7 +125,7 @@ def cost(measured: Mapping[str, float], task: str, precision: str) -> str | None
     if not needed <= measured.keys():
         return (
             f"the model file does not record what {precision} changes "
-            "(python -m training.record_precision MODEL.onnx --frames ... measures and records it)"
+            "(python -m training record-precision MODEL.onnx --frames ... measures and records it)"
         )
     # Written so that NaN, which a broken engine gives, is refused too.
     if task == "attention":

@@ -14,13 +14,13 @@ import onnxruntime
 import pytest
 import yaml
 from onnx import TensorProto
-
-from ctxseg_ros.model_file import ModelInfo, read_model_info
-from ctxseg_ros.runtimes import open_runtime
-from ctxseg_ros.store import load
 from tests.training.test_data_frames import raw, write_bag
-from training import name_clusters as command
-from training.cluster_sheet import _examples
+
+from ctxseg_ros.inference.runtimes import open_runtime
+from ctxseg_ros.model.model_file import ModelInfo, read_model_info
+from ctxseg_ros.model.store import load
+from training.clusters import name_clusters as command
+from training.clusters.sheet import _examples
 from training.data.camvid import CLASSES
 from training.data.frames import open_frames
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m training.data``: what is there, or every broken file."""
+"""``python -m training data``: what is there, or every broken file."""
 
 import shutil
 

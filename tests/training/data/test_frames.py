@@ -20,7 +20,7 @@ from mcap.writer import Writer as McapWriter
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from ctxseg_ros.encodings import Reading
+from ctxseg_ros.image.encodings import Reading
 from training.data import frames as frames_module
 from training.data.__main__ import main
 from training.data.bags import bag_images

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 from lightning import LightningDataModule
 
-from ctxseg_ros.label_groups import read_label_groups
-from ctxseg_ros.model_file import ClassInfo
+from ctxseg_ros.model.label_groups import read_label_groups
+from ctxseg_ros.model.model_file import ClassInfo
 from training.data.ade20k import ade20k_pairs, read_ade20k
 from training.data.label_sets import LABEL_SETS
 from training.data.module import ADE20K, CamVid, Stanford
@@ -22,7 +22,7 @@ from training.data.stanford import read_stanford, stanford_pairs
 
 pytestmark = pytest.mark.slow
 
-CONFIG = Path(__file__).resolve().parents[2] / "config"
+CONFIG = Path(__file__).resolve().parents[3] / "config"
 
 
 @pytest.fixture

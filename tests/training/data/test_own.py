@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctxseg_ros.model_file import read_model_info
+from ctxseg_ros.model.model_file import read_model_info
 from tests.training.conftest import ROOT, SMALL_VIT
-from training import evaluate, export
 from training.__main__ import main as train
 from training.data.__main__ import main as check
 from training.data.class_list_file import read_class_list
@@ -23,6 +22,8 @@ from training.data.frames import open_frames
 from training.data.module import OwnLabels
 from training.data.own import find_label_set, own_pairs
 from training.data.pairs import Pair, read_pair
+from training.evaluation import evaluate
+from training.export import checkpoint as export
 
 pytestmark = pytest.mark.slow
 

@@ -10,25 +10,30 @@ import pytest
 import scipy.io
 import skimage
 
-from ctxseg_ros.attention import mask_image, mass_mask
-from ctxseg_ros.crf import refine
-from ctxseg_ros.merging import hierarchy
-from ctxseg_ros.model_file import read_model_info
-from ctxseg_ros.pipeline import FrameSegmenter
-from ctxseg_ros.runtimes import open_runtime
-from training import evaluate
+from ctxseg_ros.image.attention import mask_image, mass_mask
+from ctxseg_ros.inference.pipeline import FrameSegmenter
+from ctxseg_ros.inference.runtimes import open_runtime
+from ctxseg_ros.model.model_file import read_model_info
+from ctxseg_ros.refinement.crf import refine
+from ctxseg_ros.refinement.merging import hierarchy
 from training.data.bsds import pair_truths, read_truths
 from training.data.files import DataError, read_image
 from training.data.own import find_label_set
 from training.data.pairs import IGNORE, Pair, pair_files
-from training.evaluate import count_pixels, evaluate_labels, evaluate_objects, evaluate_regions
-from training.objects import centre_prior, random_vit
-from training.regions import LEVELS, score_hierarchy, score_image, score_set
-from training.scores import Scores
+from training.evaluation import evaluate
+from training.evaluation.evaluate import (
+    count_pixels,
+    evaluate_labels,
+    evaluate_objects,
+    evaluate_regions,
+)
+from training.evaluation.objects import centre_prior, random_vit
+from training.evaluation.regions import LEVELS, score_hierarchy, score_image, score_set
+from training.evaluation.scores import Scores
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")

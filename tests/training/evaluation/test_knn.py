@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from training.data.files import DataError
-from training.knn import KNN, knn_classes
+from training.evaluation.knn import KNN, knn_classes
 from training.networks.encoder import check_multiple
 
 pytestmark = pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.matching import NONE, match_clusters, matched_confusion
+from training.evaluation.matching import NONE, match_clusters, matched_confusion
 
 #: By [class, cluster]. Cluster 0 is mostly class 0, as is cluster 1, which class 1 needs.
 PIXELS = np.array([[50, 30, 1], [5, 20, 0], [0, 0, 9]])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from training.data.files import DataError
-from training.objects import (
+from training.evaluation.objects import (
     MASSES,
     FrameScore,
     centre_prior,

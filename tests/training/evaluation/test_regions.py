@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.data.bsds import bsds_pairs, read_truths
-from training.regions import score_hierarchy, score_image, score_set
+from training.evaluation.regions import score_hierarchy, score_image, score_set
 
 pytestmark = pytest.mark.slow
 

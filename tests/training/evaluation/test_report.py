@@ -3,10 +3,10 @@ import cv2
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from ctxseg_ros.model_file import read_model_info
+from ctxseg_ros.model.model_file import read_model_info
 from training.data.camvid import CLASSES, VOID, camvid_pairs
 from training.data.pairs import DataError
-from training.report import draw_curves, draw_worst, read_curves
+from training.evaluation.report import draw_curves, draw_worst, read_curves
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.scores import Scores
+from training.evaluation.scores import Scores
 
 
 @given(st.integers(1, 6), st.integers(1, 80), st.integers(0, 2**31))

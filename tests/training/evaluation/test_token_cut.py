@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from training import token_cut
-from training.networks.encoder import Encoder
-from training.token_cut import (
+from training.evaluation import token_cut
+from training.evaluation.token_cut import (
     FAINT,
     fitting_size,
     object_finder,
@@ -18,6 +17,7 @@ from training.token_cut import (
     second_eigenvector,
     similarity_edges,
 )
+from training.networks.encoder import Encoder
 
 pytestmark = pytest.mark.slow
 

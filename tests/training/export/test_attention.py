@@ -15,13 +15,13 @@ import timm
 import torch
 from numpy.typing import NDArray
 
-from ctxseg_ros.model_file import read_model_info, write_metadata
-from ctxseg_ros.runtimes import open_runtime
-from training import export_attention as command
-from training import token_cut
-from training.export import export_graph
-from training.export_attention import default_size
-from training.graphs import AttentionGraph
+from ctxseg_ros.inference.runtimes import open_runtime
+from ctxseg_ros.model.model_file import read_model_info, write_metadata
+from training.evaluation import token_cut
+from training.export import attention as command
+from training.export.attention import default_size
+from training.export.checkpoint import export_graph
+from training.networks.deployed import AttentionGraph
 from training.networks.encoder import Encoder
 from training.systems.distilled import DistilledSystem
 
@@ -32,7 +32,7 @@ GRIDS = [(4, 9), (6, 6)]
 VIT, DINOV3 = "vit_small_patch14_dinov2", "vit_tiny_patch16_dinov3_qkvb"
 BLOCKS = 3
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def shallow(name: str) -> Encoder:
@@ -245,7 +245,7 @@ def test_a_checkpoint_is_left_to_the_other_command(run, student, tmp_path, capsy
         assert run(student, "--out", tmp_path / "x.onnx", *options) == 2
         error = capsys.readouterr().err
         assert error.startswith(f"export_attention: {student}: a checkpoint of")
-        assert error.endswith("use `python -m training.export`\n") and error.count("\n") == 1
+        assert error.endswith("use `python -m training export`\n") and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 

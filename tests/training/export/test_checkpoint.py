@@ -16,13 +16,13 @@ from onnx import TensorProto, numpy_helper
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from ctxseg_ros import store
-from ctxseg_ros.model_file import read_model_info
-from ctxseg_ros.runtimes import devices, open_runtime
-from training import export as command
+from ctxseg_ros.inference.runtimes import devices, open_runtime
+from ctxseg_ros.model import store
+from ctxseg_ros.model.model_file import read_model_info
 from training.data.camvid import CLASSES
 from training.data.frames import open_frames
-from training.export import (
+from training.export import checkpoint as command
+from training.export.checkpoint import (
     ExportError,
     ParityError,
     attention_agreement,
@@ -31,9 +31,9 @@ from training.export import (
     halve_weights,
     network_labels,
 )
-from training.graphs import SegmenterGraph
+from training.export.precision import why_no_bf16
+from training.networks.deployed import SegmenterGraph
 from training.networks.encoder import Encoder
-from training.precision import why_no_bf16
 from training.systems.dino import DinoSystem
 from training.systems.distilled import DistilledSystem
 from training.systems.segmenter import SegmenterSystem
@@ -42,7 +42,7 @@ from training.systems.wnet import WNetSystem
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 #: 4:3, 16:9 with as many tokens as the square grid, the square, and one row of patches.
 SIZES = [(96, 128), (72 * 2, 128 * 2), (192, 192), (16, 160)]
@@ -89,7 +89,7 @@ def frames_dir(street_frames, tmp_path_factory) -> Path:
 def exported(checkpoint, frames_dir, tmp_path_factory) -> Path:
     """By the command, as a process."""
     out = tmp_path_factory.mktemp("out") / "small.onnx"
-    command = ["training.export", checkpoint, "--out", out, "--frames", frames_dir]
+    command = ["training.export.checkpoint", checkpoint, "--out", out, "--frames", frames_dir]
     done = subprocess.run(
         [sys.executable, "-m", *map(str, command)],
         cwd=ROOT,

@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 import pytest
 
-from ctxseg_ros.model_file import read_model_info
-from ctxseg_ros.prediction import Prediction
-from ctxseg_ros.runtimes import open_runtime, open_vino
-from ctxseg_ros.runtimes.precision import cost, recorded
-from training import precision, record_precision
+from ctxseg_ros.inference.runtimes import open_runtime, open_vino
+from ctxseg_ros.inference.runtimes.precision import cost, recorded
+from ctxseg_ros.model.model_file import read_model_info
+from ctxseg_ros.model.prediction import Prediction
 from training.data.pairs import pair_files
-from training.evaluate import evaluate_labels
+from training.evaluation.evaluate import evaluate_labels
+from training.export import precision, record_precision
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 import torch
 
-from training.export import export_graph
+from training.export.checkpoint import export_graph
 from training.networks.mask_transformer import MaskTransformer
 from training.systems.segmenter import SegmenterSystem
 

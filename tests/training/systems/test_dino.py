@@ -25,7 +25,7 @@ from training.data.unlabelled import Frames
 from training.systems import dino
 from training.systems.dino import DinoSystem
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 SMALL = {
@@ -302,7 +302,7 @@ def test_run_draws_looks_and_scores_neighbours(command, tmp_path, street_frames,
         "workers": 0,
     }
     arguments += [
-        "--trainer.callbacks+=training.knn.KNN",
+        "--trainer.callbacks+=training.evaluation.knn.KNN",
         *(f"--trainer.callbacks.{name}={value}" for name, value in knn.items()),
     ]
     assert main(arguments) == 0

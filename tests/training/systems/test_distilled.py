@@ -211,7 +211,7 @@ def test_resumed_equals_unbroken(command, tmp_path):
 
 def test_shipped_recipe_trains(frames, teacher_weights, capfd):
     """Two batches of the YAML, with small networks and on small frames."""
-    recipe = Path(__file__).parents[2] / "training/configs/dino_tiny_dinov2.yaml"
+    recipe = Path(__file__).parents[3] / "training/configs/dino_tiny_dinov2.yaml"
     options = {
         "config": recipe,
         "model.init_args.backbone": "wider_vit",

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from training.__main__ import main
 from training.data.files import DataError
 from training.data.module import CamVid, evenly
-from training.export import load_system, network_labels
+from training.export.checkpoint import load_system, network_labels
 from training.networks.linear_head import LinearHead
 from training.networks.weights import WeightsError
 from training.systems.distilled import DistilledSystem
@@ -21,7 +21,7 @@ from training.systems.segmenter import SegmenterSystem
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_linear_head_scores_each_patch_by_itself():

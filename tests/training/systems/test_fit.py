@@ -23,7 +23,7 @@ from training.systems.segmenter import SegmenterSystem
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -125,8 +125,8 @@ def test_ctrl_c_and_a_full_disk_are_one_line(monkeypatch, capsys):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     for work, code, said in ((interrupted, 130, "interrupted"), (full, 2, "No space left")):
-        monkeypatch.setattr("training.__main__.CLI", work)
-        assert main([]) == code
+        monkeypatch.setattr("training.fit.CLI", work)
+        assert main(["fit"]) == code
         error = capsys.readouterr().err
         assert error.startswith("training: ") and said in error and error.count("\n") == 1
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from tests.training.test_mixture import street  # noqa: F401
 
 from tests.training.conftest import fit, start
-from tests.training.test_mixture import street  # noqa: F401
 from training.__main__ import main
-from training.export import load_system
+from training.export.checkpoint import load_system
 from training.networks.encoder import Encoder
 from training.networks.weights import read_weights
 from training.systems.segmenter import SegmenterSystem

@@ -14,7 +14,7 @@ from training.systems.segmenter import SegmenterSystem
 
 pytestmark = pytest.mark.slow
 
-CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
+CONFIGS = Path(__file__).resolve().parents[3] / "training" / "configs"
 SIZES = {
     "segmenter_tiny_streets": [64, 96],
     "segmenter_small_streets": [56, 84],

@@ -27,11 +27,11 @@ from training.data.module import EpochSampler
 from training.data.unlabelled import CroppedFrames, Frames
 from training.losses.soft_ncut import soft_ncut
 from training.networks.wnet import WNet
-from training.pictures import cluster_colours, wnet_sheet
+from training.systems.pictures import cluster_colours, wnet_sheet
 from training.systems.unet import UNetSystem
 from training.systems.wnet import WNetSystem
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 RATES = {"lr_encoder": 0.002, "lr_decoder": 0.003}
 

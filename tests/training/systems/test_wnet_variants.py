@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from training.__main__ import main
-from training.export import export_graph, load_system
+from training.export.checkpoint import export_graph, load_system
 from training.losses.batch_ncut import batch_ncut
 from training.networks.encoder import Encoder
 from training.networks.unet import UNet
