@@ -46,10 +46,16 @@ from matplotlib.lines import Line2D
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it sees its folder only
 
 from benchmarks.processes import ROOT
-from ctxseg_ros import machine
 from ctxseg_ros.command import run_command
 from ctxseg_ros.model.model_file import format_size, parse_size
-from ctxseg_ros.output_files import check_writable, make_folder, replacing, write_json, write_text
+from ctxseg_ros.system import machine
+from ctxseg_ros.system.output_files import (
+    check_writable,
+    make_folder,
+    replacing,
+    write_json,
+    write_text,
+)
 from training.data.module import CamVid
 from training.systems.segmenter import SegmenterSystem
 

@@ -34,7 +34,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it s
 
 from benchmarks.cluster_baselines import MEASURES, measure_baselines, summary
 from benchmarks.processes import ROOT
-from ctxseg_ros import machine
 from ctxseg_ros.command import run_command
 from ctxseg_ros.image import render
 from ctxseg_ros.image.attention import attention_image, head_map, mask_image, mass_mask
@@ -43,9 +42,10 @@ from ctxseg_ros.inference.runtimes import open_runtime
 from ctxseg_ros.model.model_file import ModelInfo, format_size
 from ctxseg_ros.model.prediction import Prediction
 from ctxseg_ros.model.store import load
-from ctxseg_ros.output_files import make_folder, replacing, write_json, write_text
 from ctxseg_ros.refinement.crf import refine
 from ctxseg_ros.refinement.merging import hierarchy
+from ctxseg_ros.system import machine
+from ctxseg_ros.system.output_files import make_folder, replacing, write_json, write_text
 from training.data.bsds import bsds_pairs
 from training.data.camvid import CLASSES, VOID, camvid_pairs, read_camvid
 from training.data.files import DataError, read_image

@@ -41,13 +41,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it s
 from benchmarks import figures, pipeline_report, processes
 from benchmarks.figures import Play
 from benchmarks.processes import ROOT, BenchmarkError, Child
-from ctxseg_ros import machine
 from ctxseg_ros.command import run_command
 from ctxseg_ros.demo.clip import bikes
 from ctxseg_ros.inference.runtimes import DEVICES
 from ctxseg_ros.model import store
 from ctxseg_ros.model.model_file import parse_size
-from ctxseg_ros.output_files import check_writable, make_folder, write_json, write_text
+from ctxseg_ros.system import machine
+from ctxseg_ros.system.output_files import check_writable, make_folder, write_json, write_text
 
 VGA, HD, FULL_HD = (640, 480), (1280, 720), (1920, 1080)
 READY_S = 900.0  # a TensorRT engine takes minutes to build

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ctxseg_ros.output_files import replacing
+from ctxseg_ros.system.output_files import replacing
 
 Row = dict[str, Any]
 

@@ -29,13 +29,13 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it sees its folder only
 
 from benchmarks.processes import ROOT
-from ctxseg_ros import machine
 from ctxseg_ros.image.resize import resized
 from ctxseg_ros.inference.runtimes import Runtime
 from ctxseg_ros.inference.runtimes.precision import SURE, LabelChange, cost
 from ctxseg_ros.model import store
 from ctxseg_ros.model.model_file import ModelInfo, format_size
-from ctxseg_ros.output_files import write_json, write_text
+from ctxseg_ros.system import machine
+from ctxseg_ros.system.output_files import write_json, write_text
 from training.commands import evenly
 from training.data.bsds import pair_truths
 from training.data.files import read_image

@@ -25,13 +25,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it s
 
 from benchmarks import processes
 from benchmarks.processes import ROOT, Child, ShmFiles
-from ctxseg_ros import machine
 from ctxseg_ros.command import run_command
 from ctxseg_ros.demo.clip import bikes
 from ctxseg_ros.inference.runtimes import DEVICES
 from ctxseg_ros.model import store
 from ctxseg_ros.model.model_file import parse_size
-from ctxseg_ros.output_files import check_writable, make_folder, write_json
+from ctxseg_ros.system import machine
+from ctxseg_ros.system.output_files import check_writable, make_folder, write_json
 
 TOPIC = "/segment/labels"
 WIDTH, HEIGHT = 640, 480

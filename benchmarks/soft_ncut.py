@@ -38,9 +38,9 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it sees its folder only
 
 from benchmarks.processes import ROOT
-from ctxseg_ros import machine
 from ctxseg_ros.command import CommandFailed, run_command
-from ctxseg_ros.output_files import check_writable, make_folder, write_json
+from ctxseg_ros.system import machine
+from ctxseg_ros.system.output_files import check_writable, make_folder, write_json
 from training.losses.gaussian_ncut import gaussian_ncut
 from training.losses.soft_ncut import soft_ncut
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ctxseg_ros import machine
 from ctxseg_ros.inference.runtimes import open_runtime
 from ctxseg_ros.inference.runtimes.base import pattern_image
 from ctxseg_ros.model import store
 from ctxseg_ros.model.model_file import format_size
+from ctxseg_ros.system import machine
 
 WARM_UP_RUNS = 10
 RUNS = 200

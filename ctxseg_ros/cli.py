@@ -11,12 +11,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ctxseg_ros import bench, machine
+from ctxseg_ros import bench
 from ctxseg_ros.command import run_command
 from ctxseg_ros.inference.runtimes import DEVICES, check_device
 from ctxseg_ros.model import store
 from ctxseg_ros.model.model_file import ModelFileError, ModelInfo, format_size, parse_size
-from ctxseg_ros.output_files import check_writable, write_json
+from ctxseg_ros.system import machine
+from ctxseg_ros.system.output_files import check_writable, write_json
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,7 +6,7 @@ import pytest
 from ctxseg_ros.command import CommandFailed, run_command
 from ctxseg_ros.inference.runtimes import RuntimeUnavailable
 from ctxseg_ros.model.model_file import ModelFileError
-from ctxseg_ros.output_files import OutputError
+from ctxseg_ros.system.output_files import OutputError
 
 
 @pytest.mark.parametrize(

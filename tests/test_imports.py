@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imports point one way: ros -> core <- training."""
+"""Imports point one way: demo -> ros -> core <- training, and one way within each."""
 
 import ast
 import subprocess
@@ -11,9 +11,45 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
-ROS = sorted((ROOT / "ctxseg_ros" / "ros").rglob("*.py"))
-CORE = sorted(set((ROOT / "ctxseg_ros").rglob("*.py")) - set(ROS))
-TRAINING = sorted((ROOT / "training").rglob("*.py"))
+SYSTEM, MODEL, IMAGE, REFINEMENT, INFERENCE, REALTIME, ROS, DEMO = (
+    f"ctxseg_ros.{room}"
+    for room in ("system", "model", "image", "refinement", "inference", "realtime", "ros", "demo")
+)
+CORE = {SYSTEM, MODEL, IMAGE, REFINEMENT, INFERENCE, REALTIME}
+DATA, LOSSES, NETWORKS, EVALUATION, SYSTEMS, EXPORT, CLUSTERS = (
+    f"training.{room}"
+    for room in ("data", "losses", "networks", "evaluation", "systems", "export", "clusters")
+)
+COMMAND, HELPERS = "ctxseg_ros.command", "training.commands"
+#: What of ours each room may import, besides itself; docs/architecture.md says what lives there.
+ROOMS = {
+    SYSTEM: set(),
+    MODEL: {SYSTEM},
+    IMAGE: {SYSTEM, MODEL},
+    REFINEMENT: {MODEL},
+    INFERENCE: {SYSTEM, MODEL, IMAGE, REFINEMENT},
+    REALTIME: set(),
+    ROS: CORE,
+    DEMO: CORE | {ROS, COMMAND},
+    DATA: {SYSTEM, MODEL, IMAGE, COMMAND},
+    LOSSES: set(),
+    NETWORKS: {SYSTEM, MODEL},
+    EVALUATION: CORE | {COMMAND, DATA, NETWORKS},
+    SYSTEMS: {SYSTEM, MODEL, IMAGE, COMMAND, DATA, LOSSES, NETWORKS, EVALUATION},
+    EXPORT: CORE | {COMMAND, HELPERS, DATA, NETWORKS, EVALUATION, SYSTEMS},
+    CLUSTERS: CORE | {COMMAND, HELPERS, DATA, NETWORKS, EVALUATION, SYSTEMS, EXPORT},
+}
+#: Libraries that a part of the project must run without.
+FORBIDDEN = {
+    "core": {"torch", "torchvision", "timm", "lightning", "rclpy"},
+    "ros": {"torch", "torchvision", "timm", "lightning"},
+    "training": {"rclpy"},
+}
+
+
+def room_of(module: str) -> str:
+    """The room that a module of ours is in; the module itself if it is in none."""
+    return next((room for room in ROOMS if f"{module}.".startswith(f"{room}.")), module)
 
 
 def imported(path: Path) -> set[str]:
@@ -35,21 +71,47 @@ def imported(path: Path) -> set[str]:
     return {".".join(part[:end]) for part in parts for end in range(1, len(part) + 1)}
 
 
-@pytest.mark.parametrize(
-    ("files", "forbidden"),
-    [
-        (
-            CORE,
-            {"torch", "torchvision", "timm", "lightning", "rclpy", "training", "ctxseg_ros.ros"},
-        ),
-        (ROS, {"torch", "torchvision", "timm", "lightning", "training"}),
-        (TRAINING, {"rclpy", "ctxseg_ros.ros"}),
-    ],
-    ids=["core", "ros", "training"],
-)
-def test_layer_imports_only_what_it_may(files, forbidden):
+def files_of(room: str) -> list[Path]:
+    return sorted((ROOT / room.replace(".", "/")).rglob("*.py"))
+
+
+def is_module(name: str) -> bool:
+    """Whether a dotted name is a module or a package of ours."""
+    path = ROOT / name.replace(".", "/")
+    ours = name.startswith(("ctxseg_ros.", "training."))
+    return ours and (path.with_suffix(".py").is_file() or path.is_dir())
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_room_imports_only_what_it_may(room):
+    files = files_of(room)
     assert files
-    broken = {str(path.relative_to(ROOT)): imported(path) & forbidden for path in files}
+    for path in files:
+        ours = {name for name in imported(path) if is_module(name)}
+        outside = {room_of(name) for name in ours} - {room}
+        assert outside <= ROOMS[room], path
+
+
+def test_every_folder_is_a_room():
+    folders = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for package in ("ctxseg_ros", "training")
+        for path in (ROOT / package).glob("*/__init__.py")
+    }
+    assert folders == set(ROOMS)
+
+
+@pytest.mark.parametrize("part", FORBIDDEN)
+def test_each_part_runs_without_the_libraries_of_the_others(part):
+    rooms = {
+        "core": CORE | {"ctxseg_ros"},
+        "ros": {ROS, DEMO},
+        "training": {"training"},
+    }[part]
+    files = {path for room in rooms for path in files_of(room)}
+    if part == "core":
+        files -= {*files_of(ROS), *files_of(DEMO)}
+    broken = {str(path.relative_to(ROOT)): imported(path) & FORBIDDEN[part] for path in files}
     assert {path: found for path, found in broken.items() if found} == {}
 
 
@@ -63,15 +125,7 @@ def test_the_check_sees_every_kind_of_import(tmp_path, monkeypatch):
         "def late():\n    import torch\n    importlib.import_module('rclpy')\n"
     )
     found = imported(file)
-    assert {
-        "a",
-        "a.b",
-        "c",
-        "ctxseg_ros.ros",
-        "ctxseg_ros.inference.runtimes.e",
-        "torch",
-        "rclpy",
-    } <= found
+    assert {"a", "a.b", "c", "ctxseg_ros.ros", "ctxseg_ros.runtimes.e", "torch", "rclpy"} <= found
 
 
 def test_the_command_loads_neither_torch_nor_ros():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from ctxseg_ros.command import BAD_INPUT
-from ctxseg_ros.spelling import nearest
+from ctxseg_ros.system.spelling import nearest
 
 #: Name: the module whose ``main(args)`` it is, what it does. Modules are imported when called:
 #: torch alone takes seconds.
@@ -20,7 +20,7 @@ COMMANDS = {
     "data": ("training.data.__main__", "check a data set before training"),
     "cluster": ("training.clusters.cluster", "cluster patch features into a model file"),
     "name-clusters": ("training.clusters.name_clusters", "turn clusters into named classes"),
-    "token-cut": ("training.evaluation.token_cut", "one object per frame by normalised cut"),
+    "token-cut": ("training.clusters.token_cut", "one object per frame by normalised cut"),
     "pseudo-label": ("training.pseudo_label", "soft labels of unlabelled frames by a model file"),
     "record-precision": (
         "training.export.record_precision",

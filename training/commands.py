@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from ctxseg_ros.model.model_file import ModelFileError, write_metadata
-from ctxseg_ros.output_files import check_writable
+from ctxseg_ros.system.output_files import check_writable
 
 
 def checked_name(out: Path, name: str | None) -> str:

@@ -32,7 +32,7 @@ from ctxseg_ros.inference.runtimes import Runtime, open_runtime
 from ctxseg_ros.model.model_file import ModelInfo, format_size, parse_size
 from ctxseg_ros.model.prediction import Prediction
 from ctxseg_ros.model.store import load
-from ctxseg_ros.output_files import make_folder, write_bytes, write_json, write_text
+from ctxseg_ros.system.output_files import make_folder, write_bytes, write_json, write_text
 from training.data.class_maps import allowed_classes, parse_changes
 from training.data.files import DataError
 from training.data.frames import FrameList, open_frames

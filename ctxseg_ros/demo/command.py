@@ -15,12 +15,12 @@ from ctxseg_ros.demo import report
 from ctxseg_ros.demo.clip import bikes
 from ctxseg_ros.demo.pictures import write_pictures
 from ctxseg_ros.demo.run import play
-from ctxseg_ros.files import shown
 from ctxseg_ros.image.source import FrameSource, SourceError
 from ctxseg_ros.inference.runtimes import DEVICES, RuntimeUnavailable, check_device
 from ctxseg_ros.model import store
 from ctxseg_ros.model.model_file import ModelFileError
-from ctxseg_ros.output_files import OutputError, make_folder, write_json
+from ctxseg_ros.system.files import shown
+from ctxseg_ros.system.output_files import OutputError, make_folder, write_json
 
 LIVE_SECONDS = 20.0
 _BAD_INPUT = (ModelFileError, OutputError, RuntimeUnavailable, SourceError)

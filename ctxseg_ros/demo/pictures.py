@@ -16,11 +16,11 @@ from rich.progress import Progress
 
 from ctxseg_ros.command import CommandFailed
 from ctxseg_ros.demo.recording import Recording, Stamp
-from ctxseg_ros.files import shown
 from ctxseg_ros.image import render
 from ctxseg_ros.image.source import FrameSource, SourceError
 from ctxseg_ros.model.model_file import ModelInfo
-from ctxseg_ros.output_files import OutputError, replacing, write_image
+from ctxseg_ros.system.files import shown
+from ctxseg_ros.system.output_files import OutputError, replacing, write_image
 
 VIDEO, SHEET = "overlay.mp4", "frames.png"
 ALPHA = 0.5

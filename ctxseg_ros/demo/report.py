@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ctxseg_ros import machine
 from ctxseg_ros.demo.recording import Recording
-from ctxseg_ros.files import shown
 from ctxseg_ros.image.source import FrameSource
+from ctxseg_ros.system import machine
+from ctxseg_ros.system.files import shown
 
 FILE = "latency.json"
 POINTS = ("p50", "p95", "p99")

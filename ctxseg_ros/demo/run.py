@@ -24,12 +24,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ctxseg_ros.command import CommandFailed
 from ctxseg_ros.demo.recording import Recorder, Recording
-from ctxseg_ros.files import shown
 from ctxseg_ros.image.source import FrameSource
 from ctxseg_ros.inference.runtimes import RuntimeUnavailable
 from ctxseg_ros.model.model_file import ModelInfo
-from ctxseg_ros.output_files import write_bytes
 from ctxseg_ros.ros import transport
+from ctxseg_ros.system.files import shown
+from ctxseg_ros.system.output_files import write_bytes
 
 READY_S = 900.0  # a TensorRT engine takes minutes to build
 FIRST_FRAME_S = 60.0

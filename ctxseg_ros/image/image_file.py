@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ctxseg_ros.files import shown
 from ctxseg_ros.image.encodings import BadImage, sensor_bits, stated_size, to_8_bits
+from ctxseg_ros.system.files import shown
 
 #: Bits that a 16-bit image uses, the default; sensors of 10, 12 or 14 bits leave the upper ones 0.
 ALL_BITS = 16

@@ -16,9 +16,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxseg_ros.files import BAG_SUFFIXES, IMAGE_SUFFIXES, PHOTO_SUFFIXES, natural_key, shown, walk
 from ctxseg_ros.image.image_file import ALL_BITS, BadImageFile, read_bgr, too_dark
 from ctxseg_ros.image.video import Loss, Video, VideoError, open_capture
+from ctxseg_ros.system.files import (
+    BAG_SUFFIXES,
+    IMAGE_SUFFIXES,
+    PHOTO_SUFFIXES,
+    natural_key,
+    shown,
+    walk,
+)
 
 FOLDER_RATE_HZ = 10.0
 

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxseg_ros.files import shown
+from ctxseg_ros.system.files import shown
 
 #: Where neither the container nor its time stamps tell one.
 DEFAULT_RATE_HZ = 10.0

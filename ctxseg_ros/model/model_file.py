@@ -21,8 +21,8 @@ import onnx
 import onnx.numpy_helper
 from numpy.typing import NDArray
 
-from ctxseg_ros.files import shown
 from ctxseg_ros.model.prediction import UNLABELLED
+from ctxseg_ros.system.files import shown
 
 FORMAT = "1"
 MIN_OPSET = 17

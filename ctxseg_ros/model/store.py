@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
-from ctxseg_ros.files import shown
 from ctxseg_ros.model.model_file import ModelFileError, ModelInfo, read_fix, read_model_info
+from ctxseg_ros.system.files import shown
 
 SUMS = "SHA256SUMS"
 SUFFIX = ".onnx"

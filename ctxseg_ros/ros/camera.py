@@ -13,11 +13,11 @@ from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
-from ctxseg_ros.files import shown
 from ctxseg_ros.image.source import FrameSource, SourceError
 from ctxseg_ros.ros import diagnostics, qos
 from ctxseg_ros.ros.images import to_image
 from ctxseg_ros.ros.parameters import Settings, choice, integer, number, path, switch, text
+from ctxseg_ros.system.files import shown
 
 _SHOWN = 3  # sentences on losses, the latest, in the diagnostics; the log has all
 

@@ -20,7 +20,7 @@ from launch.actions import DeclareLaunchArgument
 from launch_ros.parameter_descriptions import ParameterValue
 
 from ctxseg_ros.ros import startup
-from ctxseg_ros.spelling import nearest
+from ctxseg_ros.system.spelling import nearest
 
 PARAMETERS = {
     "model": "name of a shipped model, or path of an .onnx file",

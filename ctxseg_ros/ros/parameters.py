@@ -24,7 +24,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from ctxseg_ros.model.model_file import format_size, parse_size
-from ctxseg_ros.spelling import nearest
+from ctxseg_ros.system.spelling import nearest
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SWITCH = {

@@ -9,7 +9,6 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.node import Node
 
-from ctxseg_ros import machine
 from ctxseg_ros.model.model_file import format_size
 from ctxseg_ros.realtime.latency import LatencyWindow
 from ctxseg_ros.ros import diagnostics
@@ -17,6 +16,7 @@ from ctxseg_ros.ros.camera_input import CameraStream
 from ctxseg_ros.ros.diagnostics import CAUSES, OK, CameraHealth, Finding, NodeHealth
 from ctxseg_ros.ros.parameters import Settings
 from ctxseg_ros.ros.worker import Running
+from ctxseg_ros.system import machine
 
 NODE_VALUES = {
     "state": "lifecycle state",

@@ -25,7 +25,6 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from rclpy.task import Future
 
-from ctxseg_ros import machine
 from ctxseg_ros.inference.engine import Engine, EngineSpec, adapted, open_engine
 from ctxseg_ros.inference.runtimes import RuntimeUnavailable
 from ctxseg_ros.model import store
@@ -39,6 +38,7 @@ from ctxseg_ros.ros.label_info import LabelInfos
 from ctxseg_ros.ros.parameters import Setting, Settings
 from ctxseg_ros.ros.settings import SETTINGS
 from ctxseg_ros.ros.worker import Running, Worker
+from ctxseg_ros.system import machine
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 

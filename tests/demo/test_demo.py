@@ -33,8 +33,8 @@ from ctxseg_ros.demo.recording import Recording
 from ctxseg_ros.image.source import FrameSource, SourceError
 from ctxseg_ros.model import store
 from ctxseg_ros.model.model_file import ClassInfo
-from ctxseg_ros.output_files import OutputError
 from ctxseg_ros.ros.diagnostics import CAUSES
+from ctxseg_ros.system.output_files import OutputError
 from tests.ros.conftest import wait
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,8 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image
-from tests.test_source import JPEGS, Web
+
+from tests.image.test_source import JPEGS, Web
 
 pytestmark = pytest.mark.slow
 

@@ -680,7 +680,7 @@ def test_pytest_starts_where_launchs_plugins_are_installed(plugin: str, tmp_path
     (information / "METADATA").write_text("Name: plugin_of_launch\nVersion: 1\n")
     (information / "entry_points.txt").write_text(f"[pytest11]\n{plugin} = plugin_of_launch\n")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--collect-only", "tests/test_stamps.py"],
+        [sys.executable, "-m", "pytest", "-q", "--collect-only", "tests/realtime/test_stamps.py"],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
         capture_output=True,

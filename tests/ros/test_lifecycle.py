@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ctxseg_ros import machine
 from ctxseg_ros.ros.segmenter import SegmentNode
+from ctxseg_ros.system import machine
 
 pytestmark = pytest.mark.slow
 

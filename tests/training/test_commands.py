@@ -4,7 +4,7 @@
 import pytest
 
 from ctxseg_ros.model.model_file import ModelFileError
-from ctxseg_ros.output_files import OutputError
+from ctxseg_ros.system.output_files import OutputError
 from training.commands import checked_name, evenly
 
 

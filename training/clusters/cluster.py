@@ -25,14 +25,16 @@ from scipy.special import logsumexp
 from ctxseg_ros.command import run_command
 from ctxseg_ros.image.encodings import AS_STATED, Reading
 from ctxseg_ros.image.resize import resized
-from ctxseg_ros.machine import commit
 from ctxseg_ros.model.model_file import ModelInfo, format_size, parse_size
+from ctxseg_ros.system.machine import commit
+from training.clusters.cluster_graph import ClusterGraph
 from training.clusters.clustering import CENTROIDS_EACH, VECTORS_EACH, Clustering, cluster, unit
+from training.clusters.token_cut import fitting_size
 from training.commands import checked_name, counted, evenly
 from training.data import options
 from training.data.files import DataError, progress
 from training.data.frames import FrameList, Source, open_frames
-from training.evaluation.token_cut import fitting_size
+from training.data.palette import cluster_infos
 from training.export.attention import from_file, from_name
 from training.export.checkpoint import (
     FRAMES,
@@ -44,9 +46,8 @@ from training.export.checkpoint import (
     write_checked,
 )
 from training.export.precision import bf16_change
-from training.networks.deployed import AttentionGraph, ClusterGraph, SegmenterGraph
+from training.networks.deployed import AttentionGraph, SegmenterGraph
 from training.networks.encoder import Encoder, check_multiple
-from training.systems.pictures import cluster_infos
 
 #: Frames whose patches are clustered, at most, evenly over the source.
 MOST_FRAMES = 1000

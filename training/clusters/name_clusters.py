@@ -36,10 +36,11 @@ from numpy.typing import NDArray
 from ctxseg_ros.command import run_command
 from ctxseg_ros.inference.pipeline import FrameSegmenter
 from ctxseg_ros.inference.runtimes import open_runtime
-from ctxseg_ros.machine import commit
 from ctxseg_ros.model.model_file import ClassInfo, ModelInfo, parse_size
 from ctxseg_ros.model.prediction import UNLABELLED
 from ctxseg_ros.model.store import load
+from ctxseg_ros.system.machine import commit
+from training.clusters.named_graph import cluster_logits, sum_by_class
 from training.clusters.sheet import (
     NAMES_FILE,
     SHEET_FILE,
@@ -55,12 +56,11 @@ from training.data.frames import open_frames
 from training.data.label_sets import LabelSet
 from training.data.own import CLASSES_HELP, find_label_set
 from training.data.pairs import IGNORE, Pair, pair_files, read_label, read_pair
+from training.data.palette import cluster_colours
 from training.evaluation.evaluate import count_pixels
 from training.evaluation.matching import NONE, match_clusters
 from training.evaluation.scores import Scores
 from training.export.checkpoint import write_checked
-from training.export.named_graph import cluster_logits, sum_by_class
-from training.systems.pictures import cluster_colours
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,7 @@ def write_named(
 
     Raises:
         ModelFileError: the name, or a class, is none that a model file can have.
-        NamingError: see ``training.export.named_graph.cluster_logits``.
+        NamingError: see ``training.clusters.named_graph.cluster_logits``.
     """
     model = onnx.load(info.path)
     sum_by_class(model, naming.table)

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ctxseg_ros.command import FAILED, run_command
-from ctxseg_ros.files import shown
 from ctxseg_ros.image.encodings import AS_STATED, Reading
+from ctxseg_ros.system.files import shown
 from training.data import bsds
 from training.data.files import BrokenFiles, each_file
 from training.data.frames import open_frames

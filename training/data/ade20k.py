@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ctxseg_ros.files import shown
+from ctxseg_ros.system.files import shown
 from training.data.files import DataError
 from training.data.label_files import read_ids
 from training.data.pairs import Pair, pair_files

@@ -17,7 +17,7 @@ from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_typestore
 from rosbags.typesys.store import Typestore
 
-from ctxseg_ros.files import BAG_SUFFIXES
+from ctxseg_ros.system.files import BAG_SUFFIXES
 from training.data.files import DataError, progress
 
 _IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ctxseg_ros.files import shown
 from ctxseg_ros.model.model_file import MAX_CLASSES
+from ctxseg_ros.system.files import shown
 from training.data.files import DataError
 from training.data.label_files import IGNORE, LabelImage, read_label_image
 
@@ -93,7 +93,7 @@ class ClassList:
         colours = {e.name: e.colour for e in reversed(self.entries) if e.colour and not e.ignored}
         if not colours:
             # Here, because matplotlib is slow to import and few lists lack colours.
-            from training.systems.pictures import cluster_colours
+            from training.data.palette import cluster_colours
 
             listed = cluster_colours(len(self.names)).tolist()
             colours = {name: (r, g, b) for name, (r, g, b) in zip(self.names, listed, strict=True)}

@@ -36,7 +36,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from ctxseg_ros.files import shown
+from ctxseg_ros.system.files import shown
 from training.data.class_list import ClassList, Colour, Entry
 from training.data.files import DataError
 from training.data.label_files import IGNORE

@@ -17,9 +17,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from ctxseg_ros.files import IMAGE_SUFFIXES, shown, walk
 from ctxseg_ros.image import image_file
 from ctxseg_ros.image.image_file import ALL_BITS
+from ctxseg_ros.system.files import IMAGE_SUFFIXES, shown, walk
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def progress(items, what: str, total: int | None):  # type: ignore[no-untyped-de
 def image_files(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
     """Image files below a folder by their path within it, less the suffix, in natural order.
 
-    See ``ctxseg_ros.files.walk`` for what is read; a warning says what was passed over. The keys
+    See ``system.files.walk`` for what is read; a warning says what was passed over. The keys
     are in Unicode's form NFC: a Mac may write accents as characters of their own.
 
     Raises:
@@ -111,7 +111,7 @@ def files_below(
     suffixes: Collection[str],
     is_item: Callable[[Path], bool] = lambda folder: False,
 ) -> list[Path]:
-    """What ``ctxseg_ros.files.walk`` finds; a warning says what was passed over.
+    """What ``ctxseg_ros.system.files.walk`` finds; a warning says what was passed over.
 
     Raises:
         DataError: there is no such folder, or it cannot be read.

@@ -12,7 +12,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ctxseg_ros.files import BAG_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, shown
 from ctxseg_ros.image.encodings import (
     AS_STATED,
     BadImage,
@@ -23,6 +22,7 @@ from ctxseg_ros.image.encodings import (
 )
 from ctxseg_ros.image.image_file import ALL_BITS, too_dark
 from ctxseg_ros.image.video import Loss, Video, VideoError
+from ctxseg_ros.system.files import BAG_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, shown
 from training.data.bags import bag_images, is_bag
 from training.data.files import (
     BrokenFiles,
@@ -102,7 +102,7 @@ def open_frames(
 ) -> FrameList:
     """Every ``stride``-th frame of one or more sources, each decoded once and checked.
 
-    A folder is read as ``ctxseg_ros.files.walk`` does. Recordings are used as far as they can be
+    A folder is read as ``system.files.walk`` does. Recordings are used as far as they can be
     read, and warnings tell the rest (see ``FrameList.left_out``); an image file that cannot be read
     is an error, since it can be replaced or removed.
 

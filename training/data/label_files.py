@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ctxseg_ros.files import IMAGE_SUFFIXES, shown
 from ctxseg_ros.image.encodings import BadImage, stated_size
+from ctxseg_ros.system.files import IMAGE_SUFFIXES, shown
 from training.data.files import DataError
 
 #: The label of pixels that neither train nor score, everywhere after the files were read.

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ctxseg_ros.files import shown
 from ctxseg_ros.image.image_file import ALL_BITS
+from ctxseg_ros.system.files import shown
 from training.data.files import BrokenFiles, DataError, each_file, image_files, read_image
 from training.data.label_files import IGNORE, LABEL_SUFFIXES, read_ids
 

@@ -25,13 +25,13 @@ from ctxseg_ros.command import run_command
 from ctxseg_ros.image.attention import mass_mask
 from ctxseg_ros.inference.pipeline import FrameSegmenter
 from ctxseg_ros.inference.runtimes import PRECISIONS, open_runtime
-from ctxseg_ros.machine import commit, describe
 from ctxseg_ros.model.model_file import ModelInfo, format_size, parse_size
 from ctxseg_ros.model.prediction import UNLABELLED
 from ctxseg_ros.model.store import load
-from ctxseg_ros.output_files import check_writable, write_json
 from ctxseg_ros.refinement.crf import refine
 from ctxseg_ros.refinement.merging import hierarchy
+from ctxseg_ros.system.machine import commit, describe
+from ctxseg_ros.system.output_files import check_writable, write_json
 from training.data.bsds import check_pairs, pair_truths, read_truths
 from training.data.class_maps import ClassMap, allowed_classes, parse_changes
 from training.data.files import DataError, each_file

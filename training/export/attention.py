@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from ctxseg_ros.command import run_command
 from ctxseg_ros.image.encodings import AS_STATED, Reading
 from ctxseg_ros.inference.runtimes.base import pattern_image
-from ctxseg_ros.machine import commit
 from ctxseg_ros.model.model_file import ModelInfo, parse_size
+from ctxseg_ros.system.machine import commit
 from training.commands import checked_name
 from training.data import options
 from training.export.checkpoint import (

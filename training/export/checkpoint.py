@@ -27,10 +27,10 @@ from torch import nn
 from ctxseg_ros.command import CommandFailed, run_command
 from ctxseg_ros.image.encodings import AS_STATED, Reading
 from ctxseg_ros.inference.runtimes import open_runtime
-from ctxseg_ros.machine import commit
 from ctxseg_ros.model.model_file import ModelInfo, read_model_info, write_metadata
 from ctxseg_ros.model.prediction import Prediction
-from ctxseg_ros.output_files import replacing
+from ctxseg_ros.system.machine import commit
+from ctxseg_ros.system.output_files import replacing
 from training.commands import checked_name, evenly
 from training.data import options
 from training.data.frames import open_frames

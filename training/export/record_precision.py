@@ -18,7 +18,7 @@ from ctxseg_ros.command import CommandFailed, run_command
 from ctxseg_ros.image.encodings import AS_STATED, Reading
 from ctxseg_ros.inference.runtimes.precision import cost, recorded
 from ctxseg_ros.model.model_file import ModelInfo, read_model_info, write_metadata
-from ctxseg_ros.output_files import check_writable, write_bytes
+from ctxseg_ros.system.output_files import check_writable, write_bytes
 from training.data import options
 from training.data.pairs import pair_files
 from training.evaluation.evaluate import evaluate_objects

@@ -9,13 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.clusters.clustering import Clustering
 from training.networks.encoder import Encoder
 from training.networks.segmenter import Segmenter, decoded
 from training.networks.unet import UNet
 
 
-class _ViTGraph(nn.Module):
+class ViTGraph(nn.Module):
     """What graphs of ViTs share, in operators that every runtime has.
 
     - One byte a channel comes in, and only a Cast sees it (TensorRT takes uint8 into nothing
@@ -47,7 +46,7 @@ class _ViTGraph(nn.Module):
         return F.conv2d(x, self.weight, self.bias, stride=self.stride).permute(0, 2, 3, 1)
 
 
-class SegmenterGraph(_ViTGraph):
+class SegmenterGraph(ViTGraph):
     """A Segmenter with its pre- and postprocessing inside.
 
     The logits are upsampled by one Resize. Interpolation written as two matrix products was slower
@@ -82,7 +81,7 @@ class SegmenterGraph(_ViTGraph):
         return labels_and_confidence(logits)
 
 
-class AttentionGraph(_ViTGraph):
+class AttentionGraph(ViTGraph):
     """The CLS row of an encoder's last attention, and nothing that only other outputs need.
 
     Args:
@@ -115,33 +114,6 @@ class AttentionGraph(_ViTGraph):
         """
         patches = self.patches(image)
         return self.published(self.encoder.attention(patches)).unflatten(-1, patches.shape[1:3])
-
-
-class ClusterGraph(_ViTGraph):
-    """Which cluster each patch of an encoder belongs to, by the cosine with its nearest centroid.
-
-    Args:
-        network: the encoder. clustering: of its output tokens.
-        temperature: of the softmax over the cosines, whose greatest is the confidence.
-    """
-
-    def __init__(self, network: Encoder, clustering: Clustering, temperature: float) -> None:
-        super().__init__(network, network)
-        self.counts = clustering.counts.tolist()
-        self.mean = nn.Parameter(torch.from_numpy(clustering.mean))
-        self.projection = nn.Parameter(torch.from_numpy(clustering.projection))
-        self.centroids = nn.Parameter(torch.from_numpy(clustering.centroids / temperature))
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels and confidence, as SegmenterGraph's; the cosines are upsampled bilinearly."""
-        patches = self.patches(image)
-        tokens = F.normalize(self.encoder.encode(patches), dim=-1)
-        tokens = F.normalize((tokens - self.mean) @ self.projection, dim=-1)
-        cosines = (tokens @ self.centroids.T).split(self.counts, dim=-1)
-        logits = torch.stack([c.amax(-1) for c in cosines], dim=1)
-        logits = logits.unflatten(-1, patches.shape[1:3])
-        logits = F.interpolate(logits, image.shape[1:3], mode="bilinear", align_corners=False)
-        return labels_and_confidence(logits)
 
 
 class UNetGraph(nn.Module):

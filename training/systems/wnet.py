@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ctxseg_ros.model.model_file import ClassInfo
 from training.data.files import DataError
+from training.data.palette import cluster_infos
 from training.data.unlabelled import NOTHING, Frames, UnlabelledBatch, and_now
 from training.losses.batch_ncut import batch_ncut
 from training.losses.gaussian_ncut import gaussian_ncut
@@ -22,7 +23,7 @@ from training.networks.encoder import Encoder
 from training.networks.unet import check_size
 from training.networks.wnet import WNet
 from training.systems.labelled import finite, poly
-from training.systems.pictures import cluster_infos, log_picture, wnet_sheet
+from training.systems.pictures import log_picture, wnet_sheet
 
 #: ITU-R BT.601: the intensity of an RGB pixel.
 _LUMA = (0.299, 0.587, 0.114)

@@ -5,11 +5,11 @@ import hashlib
 import logging
 from collections.abc import Mapping
 
-from ctxseg_ros.files import shown
 from ctxseg_ros.inference.runtimes import onnx_runtime, open_vino
 from ctxseg_ros.inference.runtimes.base import Runtime, RuntimeUnavailable, warm_up
 from ctxseg_ros.inference.runtimes.precision import PRECISIONS
 from ctxseg_ros.model.model_file import ModelFileError, ModelInfo, format_size, read_fix
+from ctxseg_ros.system.files import shown
 
 __all__ = [
     "DEVICES",

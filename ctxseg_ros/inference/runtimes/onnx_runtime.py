@@ -23,9 +23,9 @@ from ctxseg_ros.inference.runtimes.base import (
     to_prediction,
 )
 from ctxseg_ros.inference.runtimes.precision import cost, measure
-from ctxseg_ros.machine import available_cores, gpu_name
 from ctxseg_ros.model.model_file import ModelInfo, format_size
 from ctxseg_ros.model.prediction import Prediction
+from ctxseg_ros.system.machine import available_cores, gpu_name
 
 PROVIDERS = {
     "tensorrt": "TensorrtExecutionProvider",

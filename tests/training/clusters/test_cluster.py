@@ -10,11 +10,11 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from tests.training.test_data_frames import raw, write_bag
 
 from ctxseg_ros.inference.runtimes import open_runtime
 from ctxseg_ros.model.model_file import read_model_info
 from tests.training.conftest import SMALL_VIT
+from tests.training.data.test_frames import raw, write_bag
 from training.clusters import cluster as command
 from training.clusters.clustering import (
     assign,

@@ -14,11 +14,11 @@ import onnxruntime
 import pytest
 import yaml
 from onnx import TensorProto
-from tests.training.test_data_frames import raw, write_bag
 
 from ctxseg_ros.inference.runtimes import open_runtime
 from ctxseg_ros.model.model_file import ModelInfo, read_model_info
 from ctxseg_ros.model.store import load
+from tests.training.data.test_frames import raw, write_bag
 from training.clusters import name_clusters as command
 from training.clusters.sheet import _examples
 from training.data.camvid import CLASSES

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ctxseg_ros.inference.runtimes import open_runtime
 from ctxseg_ros.model.model_file import read_model_info, write_metadata
-from training.evaluation import token_cut
+from training.clusters import token_cut
 from training.export import attention as command
 from training.export.attention import default_size
 from training.export.checkpoint import export_graph

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from tests.training.test_mixture import street  # noqa: F401
 
 from tests.training.conftest import fit, start
+from tests.training.data.test_mixture import street  # noqa: F401
 from training.__main__ import main
 from training.export.checkpoint import load_system
 from training.networks.encoder import Encoder

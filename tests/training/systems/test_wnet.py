@@ -24,10 +24,11 @@ from safetensors.torch import save_file
 from tests.training.conftest import fit, start
 from training.__main__ import main
 from training.data.module import EpochSampler
+from training.data.palette import cluster_colours
 from training.data.unlabelled import CroppedFrames, Frames
 from training.losses.soft_ncut import soft_ncut
 from training.networks.wnet import WNet
-from training.systems.pictures import cluster_colours, wnet_sheet
+from training.systems.pictures import wnet_sheet
 from training.systems.unet import UNetSystem
 from training.systems.wnet import WNetSystem
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctxseg_ros.output_files import (
+from ctxseg_ros.system.output_files import (
     OutputError,
     check_writable,
     make_folder,
@@ -103,7 +103,7 @@ def test_a_link_stays_a_link(tmp_path):
 
 def test_a_device_stays_a_device():
     code = (
-        "from pathlib import Path; from ctxseg_ros.output_files import *\n"
+        "from pathlib import Path; from ctxseg_ros.system.output_files import *\n"
         "for name in ('/dev/stdout', '/dev/null'):\n"
         "    check_writable(Path(name)); write_json(Path(name), [1])\n"
     )

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.evaluation import token_cut
-from training.evaluation.token_cut import (
+from training.clusters import token_cut
+from training.clusters.token_cut import (
     FAINT,
     fitting_size,
     object_finder,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctxseg_ros.files import IMAGE_SUFFIXES, Walk, shown, walk
+from ctxseg_ros.system.files import IMAGE_SUFFIXES, Walk, shown, walk
 
 LATIN1 = os.fsdecode(b"caf\xe9.jpg")
 

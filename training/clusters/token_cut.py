@@ -28,7 +28,7 @@ from ctxseg_ros.image.render import overlay
 from ctxseg_ros.image.resize import resized
 from ctxseg_ros.model.model_file import parse_size
 from ctxseg_ros.model.prediction import UNLABELLED
-from ctxseg_ros.output_files import make_folder, write_image
+from ctxseg_ros.system.output_files import make_folder, write_image
 from training.data.files import DataError, each_file, image_files, read_image
 from training.data.pairs import Pair, pair_files, read_pair
 from training.evaluation.objects import jaccard, read_mask

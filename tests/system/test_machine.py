@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from ctxseg_ros import machine
+from ctxseg_ros.system import machine
 
 pytestmark = pytest.mark.slow
 

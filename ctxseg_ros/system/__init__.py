@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The machine underneath: walks over files, whole output files, process figures, misspelt names."""
