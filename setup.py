@@ -26,7 +26,7 @@ setup(
     # its configs, and a robot has no use for it.
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
     # As package data ctxseg_ros.model.store finds the models however the package was installed.
-    package_data={NAME: [f"models/{pattern}" for pattern in MODELS]},
+    package_data={NAME: ["py.typed", *(f"models/{pattern}" for pattern in MODELS)]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),

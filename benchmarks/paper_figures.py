@@ -37,7 +37,7 @@ from benchmarks.processes import ROOT
 from ctxseg_ros.command import run_command
 from ctxseg_ros.image import render
 from ctxseg_ros.image.attention import attention_image, head_map, mask_image, mass_mask
-from ctxseg_ros.inference.pipeline import FrameSegmenter
+from ctxseg_ros.inference.pipeline import Model
 from ctxseg_ros.inference.runtimes import open_runtime
 from ctxseg_ros.model.model_file import ModelInfo, format_size
 from ctxseg_ros.model.prediction import Prediction
@@ -104,7 +104,7 @@ def of_one_shape(pairs: Sequence[Pair]) -> list[Pair]:
 def predict(info: ModelInfo, pairs: Sequence[Pair], size: tuple[int, int] | None) -> list[Frame]:
     """The frames and what the model says of them; `size` as for `training.evaluation.evaluate`."""
     runtime = open_runtime(info, size)
-    segmenter = FrameSegmenter(runtime)
+    segmenter = Model(runtime)
     try:
         images = [pair.rgb() for pair in pairs]
         return [

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames of any size through a runtime."""
+"""Frames of any size through a model; the public Python API."""
+
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -7,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ctxseg_ros
 from ctxseg_ros.image.resize import resized
-from ctxseg_ros.inference.pipeline import FrameSegmenter
+from ctxseg_ros.inference.pipeline import Model
 from ctxseg_ros.inference.runtimes import open_runtime
 from ctxseg_ros.model.model_file import read_model_info
 
@@ -22,7 +26,7 @@ def runtime(model_factory):
 
 @pytest.fixture(scope="module")
 def segmenter(runtime):
-    return FrameSegmenter(runtime)
+    return Model(runtime)
 
 
 def frame(height, width, seed=0):
@@ -96,7 +100,7 @@ def test_read_only_frames_are_taken(segmenter):
 
 def test_attention_stays_on_the_patch_grid(model_factory):
     info = read_model_info(model_factory(task="attention"))
-    found = FrameSegmenter(open_runtime(info, (32, 48), "cpu")).segment(frame(100, 120))
+    found = Model(open_runtime(info, (32, 48), "cpu")).segment(frame(100, 120))
     assert found.labels is None and found.confidence is None
     assert found.attention.shape == (3, 2, 3)
 
@@ -113,3 +117,33 @@ def test_attention_stays_on_the_patch_grid(model_factory):
 def test_what_is_no_frame_is_refused(segmenter, rgb):
     with pytest.raises(ValueError, match=r"must be uint8 \[height, width, 3\], not"):
         segmenter.segment(rgb)
+
+
+def test_public_api_gives_the_runtimes_labels_in_the_frames_size(model_factory):
+    path = model_factory()
+    rgb = frame(64, 96)
+    with ctxseg_ros.load_model(path, size=(32, 48), device="cpu") as model:
+        assert (model.info.path, model.device) == (path, "cpu")
+        assert model.class_names == ("class 0", "class 1", "class 2", "class 3")
+        found = model.segment(rgb)
+        expected = model.runtime.run(cv2.resize(rgb, (48, 32), interpolation=cv2.INTER_AREA))
+        grown = np.kron(expected.labels, np.ones((2, 2), np.uint8))
+        assert np.array_equal(found.labels, grown)
+        assert model.colours[found.labels].shape == (64, 96, 3)
+        assert isinstance(found, ctxseg_ros.Prediction)
+    with pytest.raises(RuntimeError):
+        model.segment(rgb)
+
+
+def test_public_api_knows_shipped_models_by_name():
+    with ctxseg_ros.load_model("wnet", device="cpu") as model:
+        assert len(model.class_names) == 9
+        assert model.segment(frame(50, 70)).labels.shape == (50, 70)
+    with pytest.raises(ValueError, match="no model is called"):
+        ctxseg_ros.load_model("wnett")
+
+
+def test_importing_the_package_waits_for_no_library():
+    code = "import sys, ctxseg_ros; print(*{'cv2', 'onnx', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -34,7 +34,7 @@ import yaml
 from numpy.typing import NDArray
 
 from ctxseg_ros.command import run_command
-from ctxseg_ros.inference.pipeline import FrameSegmenter
+from ctxseg_ros.inference.pipeline import Model
 from ctxseg_ros.inference.runtimes import open_runtime
 from ctxseg_ros.model.model_file import ClassInfo, ModelInfo, parse_size
 from ctxseg_ros.model.prediction import UNLABELLED
@@ -105,7 +105,7 @@ class Truth:
         pixels = np.zeros((classes, ids + 1), np.int64)
         runtime = open_runtime(info, self.size, self.device)
         try:
-            segmenter = FrameSegmenter(runtime)
+            segmenter = Model(runtime)
             for pair in progress(self.pairs, info.name, len(self.pairs)):
                 image, truth, _ = read_pair(pair, self._read)
                 labels = segmenter.segment(image).labels

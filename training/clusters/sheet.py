@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ctxseg_ros.image.render import overlay
 from ctxseg_ros.image.resize import resized
-from ctxseg_ros.inference.pipeline import FrameSegmenter
+from ctxseg_ros.inference.pipeline import Model
 from ctxseg_ros.inference.runtimes import open_runtime
 from ctxseg_ros.model.model_file import ClassInfo, ModelInfo
 from ctxseg_ros.model.prediction import UNLABELLED
@@ -109,7 +109,7 @@ def _examples(
     chosen = evenly(len(frames), SHEET_FRAMES)
     runtime = open_runtime(info, size, device)
     try:
-        segmenter = FrameSegmenter(runtime)
+        segmenter = Model(runtime)
         for index in progress(chosen, info.name, len(chosen)):
             said = segmenter.segment(frames[index])
             assert said.labels is not None and said.confidence is not None

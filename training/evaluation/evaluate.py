@@ -23,7 +23,7 @@ from rich.table import Table
 
 from ctxseg_ros.command import run_command
 from ctxseg_ros.image.attention import mass_mask
-from ctxseg_ros.inference.pipeline import FrameSegmenter
+from ctxseg_ros.inference.pipeline import Model
 from ctxseg_ros.inference.runtimes import PRECISIONS, open_runtime
 from ctxseg_ros.model.model_file import ModelInfo, format_size, parse_size
 from ctxseg_ros.model.prediction import UNLABELLED
@@ -214,7 +214,7 @@ def _count_set(
     ids = len(info.classes) if fold is None else classes
     pixels = np.zeros((classes, ids + 1), np.int64)
     runtime = open_runtime(info, size, device, precision=precision)
-    segmenter = FrameSegmenter(runtime)
+    segmenter = Model(runtime)
     try:
         for pair in track(pairs, f"{info.name}", console=Console(stderr=True)):
             truth = read(pair.label)
@@ -340,7 +340,7 @@ def _with_segmenters(
     size: tuple[int, int] | None,
     device: str,
     precision: str,
-) -> Iterator[tuple[Pair, FrameSegmenter]]:
+) -> Iterator[tuple[Pair, Model]]:
     """Each pair with a segmenter of ``size``; None: of the size that fits the pair's image best.
 
     Pairs of one size follow each other, and no other is open then.
@@ -351,20 +351,20 @@ def _with_segmenters(
     for used in by_size:
         info.check_size(used)
     queue = [(used, pair) for used, group in by_size.items() for pair in group]
-    segmenter: FrameSegmenter | None = None
+    segmenter: Model | None = None
     try:
         for used, pair in track(queue, f"{info.name}", console=Console(stderr=True)):
             if segmenter is None or segmenter.runtime.size != used:
                 if segmenter is not None:
                     segmenter.runtime.close()
-                segmenter = FrameSegmenter(open_runtime(info, used, device, precision=precision))
+                segmenter = Model(open_runtime(info, used, device, precision=precision))
             yield pair, segmenter
     finally:
         if segmenter is not None:
             segmenter.runtime.close()
 
 
-def _score_regions(segmenter: FrameSegmenter, pair: Pair, classes: int) -> dict[str, ImageScores]:
+def _score_regions(segmenter: Model, pair: Pair, classes: int) -> dict[str, ImageScores]:
     image, truths = pair.rgb(), read_truths(pair.label)
     prediction = segmenter.segment(image)
     assert prediction.labels is not None and prediction.confidence is not None

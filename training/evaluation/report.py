@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ctxseg_ros.command import run_command
 from ctxseg_ros.image import render
-from ctxseg_ros.inference.pipeline import FrameSegmenter
+from ctxseg_ros.inference.pipeline import Model
 from ctxseg_ros.inference.runtimes import open_runtime
 from ctxseg_ros.model.model_file import ModelInfo
 from ctxseg_ros.model.store import load
@@ -81,7 +81,7 @@ def draw_curves(curves: dict[str, Curve], classes: Sequence[str], out: Path) -> 
 def draw_worst(info: ModelInfo, pairs: Sequence[Pair], ignore: int | None, out: Path) -> None:
     """The WORST frames by their own mIoU: frame, truth and prediction, with a legend."""
     runtime = open_runtime(info)
-    segmenter = FrameSegmenter(runtime)
+    segmenter = Model(runtime)
     count = len(info.classes)
     scored = []
     for pair in pairs:

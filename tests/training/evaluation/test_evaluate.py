@@ -11,7 +11,7 @@ import scipy.io
 import skimage
 
 from ctxseg_ros.image.attention import mask_image, mass_mask
-from ctxseg_ros.inference.pipeline import FrameSegmenter
+from ctxseg_ros.inference.pipeline import Model
 from ctxseg_ros.inference.runtimes import open_runtime
 from ctxseg_ros.model.model_file import read_model_info
 from ctxseg_ros.refinement.crf import refine
@@ -48,7 +48,7 @@ def labelled(tmp_path_factory, street_frames, model_factory):
     predictions, truths = [], []
     for i, frame in enumerate(street_frames[:3]):
         cv2.imwrite(str(root / "images" / f"{i}.png"), frame[..., ::-1])
-        predicted = FrameSegmenter(runtime).segment(frame).labels
+        predicted = Model(runtime).segment(frame).labels
         truth = predicted.copy()
         noise = rng.random(truth.shape)
         truth[noise < 0.3] = 1
@@ -87,7 +87,7 @@ def test_truth_of_another_size_than_its_frame(labelled, tmp_path):
     runtime = open_runtime(info, (32, 48), "cpu")
     for i in range(3):
         frame = read_image(root / "images" / f"{i}.png")
-        full = FrameSegmenter(runtime).segment(frame).labels
+        full = Model(runtime).segment(frame).labels
         half = cv2.resize(full, (320, 136), interpolation=cv2.INTER_NEAREST_EXACT)
         cv2.imwrite(str(tmp_path / "half" / f"{i}.png"), half)
     found = evaluate_labels(
@@ -277,7 +277,7 @@ def test_regions_are_those_of_the_models_labels(segmented, model_factory, asked)
     scores = {"plain": [], "crf": [], "merged": []}
     # The nearest multiples of 16 to 40x70: no image is turned or squeezed.
     for name, size in (("tall", (64, 32)), ("wide", (32, 64))):
-        segmenter = FrameSegmenter(open_runtime(info, asked or size, "cpu"))
+        segmenter = Model(open_runtime(info, asked or size, "cpu"))
         image = read_image(segmented / "images" / f"{name}.png")
         truths = read_truths(segmented / "truth" / f"{name}.mat")
         said = segmenter.segment(image)
@@ -384,7 +384,7 @@ def test_objects_are_scored_by_frame(objects):
     info = read_model_info(model)
     pairs = pair_files(root / "images", root / "masks")
     found = evaluate_objects(info, pairs, 0.4, (72, 160), "cpu")
-    segmenter = FrameSegmenter(open_runtime(info, (72, 160), "cpu"))
+    segmenter = Model(open_runtime(info, (72, 160), "cpu"))
     untaught = random_vit()
     for result, attention in (
         (found, lambda image: segmenter.segment(image).attention),
