@@ -36,10 +36,14 @@ ARGUMENTS = [
         "source", description="video file, folder of images, camera index, or URL"
     ),
     DeclareLaunchArgument(
-        "rate_hz", default_value="0.0", description="frame rate in Hz; 0: the source's own"
+        "rate_hz",
+        default_value="0.0",
+        description="frame rate in Hz; 0: the frame rate of the source",
     ),
     DeclareLaunchArgument(
-        "loop", default_value="true", description="true or false: start again at the source's end"
+        "loop",
+        default_value="true",
+        description="true or false: start again at the end of the source",
     ),
     *PASSED,
 ]

@@ -22,26 +22,28 @@ ARGUMENTS = [
     DeclareLaunchArgument(
         "image",
         default_value="image",
-        description="the camera's image topic; with cameras, in each one's namespace",
+        description="the camera's image topic; with cameras, relative to each camera's namespace",
     ),
     DeclareLaunchArgument(
-        "camera_info", default_value="", description="its CameraInfo topic (empty: beside image)"
+        "camera_info",
+        default_value="",
+        description="the camera's CameraInfo topic (empty: camera_info beside the image topic)",
     ),
     DeclareLaunchArgument(
         "params_file",
         default_value=str(CONFIG / "segment.yaml"),
-        description="YAML with the node's parameters",
+        description="YAML file with the node's parameters",
     ),
     *arguments.process_arguments(),
     DeclareLaunchArgument(
         "use_sim_time",
         default_value="",
-        description="true or false: time of /clock (empty: as in params_file)",
+        description="true or false: use the time of /clock (empty: as in params_file)",
     ),
     DeclareLaunchArgument(
         "rviz_config",
         default_value=str(CONFIG / "ctxseg.rviz"),
-        description="what RViz shows; its topics as they are without a namespace",
+        description="RViz configuration; its topics are written as without a namespace",
     ),
 ]
 

@@ -24,32 +24,34 @@ _SHOWN = 3  # sentences on losses, the latest, in the diagnostics; the log has a
 SETTINGS = {
     "source": path(
         "",
-        "Video or image, folder of images, pattern such as frame_%03d.png, URL, device such as "
-        "/dev/video0, or camera index; ~ is the home folder",
+        "Video, image, folder of images, numbered images such as frame_%03d.png, URL, device such "
+        "as /dev/video0, or camera index; ~ is the home folder",
         read_only=True,
     ),
     "source_bits": integer(
         16,
         8,
         16,
-        "How many bits of 16-bit images are used; fewer than 16 brighten images whose upper bits "
-        "are empty",
+        "Bits actually used in 16-bit images, such as 12 for a 12-bit sensor, whose images are "
+        "nearly black otherwise",
         read_only=True,
     ),
     "rate_hz": number(
         0.0,
         0.0,
         1000.0,
-        "Frames a second, at most, of a camera; 0: the source's own",
+        "Highest frame rate in Hz; 0: the frame rate of the source",
         read_only=True,
     ),
-    "loop": switch(True, "Start again at the source's end; false: end the node", read_only=True),
-    "reliability": choice(
-        "reliable", ("reliable", "best_effort"), "Reliability of `image`", read_only=True
+    "loop": switch(
+        True, "Start again at the end of the source; false: end the node", read_only=True
     ),
-    "frame_id": text("camera", "frame_id of every header", read_only=True),
+    "reliability": choice(
+        "reliable", ("reliable", "best_effort"), "QoS of `image`", read_only=True
+    ),
+    "frame_id": text("camera", "frame_id in every header", read_only=True),
     "wait_for_subscriber": switch(
-        False, "Send the first frame only once somebody subscribes to `image`", read_only=True
+        False, "Send the first frame only when `image` has a subscriber", read_only=True
     ),
 }
 

@@ -3,7 +3,7 @@
 
 Every parameter of segment_node is a launch argument of the same name; one that is not given leaves
 the parameter as params_file has it. The values reach the node as text, which its parameters take,
-and the node says what is wrong with them. `ros2 launch` runs in an interpreter that may have
+and the node rejects bad ones with a reason. `ros2 launch` runs in an interpreter that may have
 neither onnx nor OpenCV, so this module does not import the node's own table of parameters.
 """
 
@@ -24,26 +24,26 @@ from ctxseg_ros.system.spelling import nearest
 
 PARAMETERS = {
     "model": "name of a shipped model, or path of an .onnx file",
-    "device": "where the model runs",
-    "input_sizes": "sizes HxW at which the model may run, largest first, such as 352x480,256x352; "
+    "device": "device that the model runs on",
+    "input_sizes": "input sizes HxW of the model, largest first, such as 352x480,256x352; "
     "auto: the model's own and three smaller ones",
-    "latency_budget_ms": "camera stamp to published labels, 95th percentile; 0: only report it",
-    "max_age_ms": "an older frame is dropped before inference; 0: none is",
-    "min_confidence": "0-1; pixels whose class is less probable become 255, unlabelled",
-    "label_groups": "path of a YAML that regroups the model's classes",
-    "refinement": "aligns labels with the image's edges",
-    "merge_level": "0-1; refinement:=merge joins regions over weaker boundaries",
+    "latency_budget_ms": "camera stamp to published labels, 95th percentile; 0: no budget",
+    "max_age_ms": "frames older than this are dropped before inference; 0: off",
+    "min_confidence": "0-1; pixels with a lower confidence become 255, unlabelled",
+    "label_groups": "path of a YAML file that merges the model's classes",
+    "refinement": "aligns labels with image edges",
+    "merge_level": "0-1; refinement:=merge joins regions across boundaries up to this strength",
     "attention_mass": "0-1; attention models: share of the attention in attention_mask",
-    "attention_head": "attention models: which head; -1: the mean of all",
+    "attention_head": "attention models: head to publish; -1: the mean of all heads",
     "overlay_alpha": "0-1; opacity of the colours in the overlay",
     "cameras": "namespaces of the cameras that share the model, such as front,left",
     "image_transport": "raw, or compressed: JPEG or PNG on IMAGE/compressed",
-    "input_reliability": "quality of service asked for; auto: as the camera publishes",
-    "input_encoding": "what the pixels are of frames whose encoding does not say it, such as bgr8",
-    "input_bits": "8-16; bits of 16-bit frames that the camera uses",
-    "autostart": "true or false: configure and activate at the start",
+    "input_reliability": "QoS to request; auto: the one that the camera publishes with",
+    "input_encoding": "pixel format of frames whose encoding does not state it, such as bgr8",
+    "input_bits": "8-16; bits actually used in 16-bit frames",
+    "autostart": "true or false: configure and activate at startup",
 }
-"""The node's parameters by name, with what --show-args says of them."""
+"""The node's parameters by name, with the descriptions for --show-args."""
 
 CHOICES = {
     "device": ("auto", "tensorrt", "cuda", "openvino", "cpu"),
@@ -55,19 +55,19 @@ CHOICES = {
 PROCESS = {
     "namespace": ("", "namespace of every node"),
     "log_level": ("", "debug, info, warn, error or fatal"),
-    "respawn": ("false", "true or false: start segment_node again when it ends"),
+    "respawn": ("false", "true or false: restart segment_node when it ends"),
     "rviz": (
         "false",
         "true or false: show camera and labels in RViz, and /diagnostics in rqt_runtime_monitor, "
-        "where these are installed",
+        "if they are installed",
     ),
     "shm": (
         "true",
-        "true or false: Fast DDS with shared memory for whole frames, as much as /dev/shm has room "
-        "for; the camera's process needs the same profile (config/fastdds.xml)",
+        "true or false: use the Fast DDS profile with the most shared memory that fits in "
+        "/dev/shm; the camera's process needs the same profile (config/fastdds.xml)",
     ),
 }
-"""What is not a parameter of a node: name, default, description."""
+"""Arguments that are no parameters of the node: name, default, description."""
 
 # ros2/launch and launch_ros read these wherever they are set.
 _LAUNCHS_OWN = (

@@ -10,70 +10,87 @@ from ctxseg_ros.ros.parameters import Setting, choice, integer, names, number, p
 
 SETTINGS: dict[str, Setting] = {
     "model": path("segmenter_tiny", "Name of a shipped model, or path of an .onnx file"),
-    "device": choice("auto", ("auto", *DEVICES), "Where the model runs"),
+    "device": choice(
+        "auto",
+        ("auto", *DEVICES),
+        "Device that the model runs on. auto: the first that works, in this order; diagnostics "
+        "give the reason why no earlier one is used",
+    ),
     "input_sizes": sizes(
-        "Sizes at which the model may run, largest first; the largest that holds "
-        "latency_budget_ms does. auto: the model's own and three smaller ones; empty: its own",
+        "Input sizes HxW of the model, largest first; the node uses the largest that holds "
+        "latency_budget_ms. Empty: the model's own size; auto: its own and three smaller ones",
     ),
     "latency_budget_ms": number(
-        0.0, 0.0, 60000.0, "Camera stamp to published labels, 95th percentile; 0: only report it"
+        0.0,
+        0.0,
+        60000.0,
+        "Time from the camera's stamp to the published labels that 95 % of the frames must keep; "
+        "0: no budget, the latency is only reported",
     ),
     "max_age_ms": number(
-        0.0, 0.0, 60000.0, "An older frame is dropped before inference; 0: none is"
+        0.0, 0.0, 60000.0, "Frames older than this are dropped before inference; 0: off"
     ),
     "min_confidence": number(
         0.0,
         0.0,
         1.0,
-        "Pixels whose class is less probable become 255, unlabelled (models with labels)",
+        "Pixels with a lower confidence become 255, unlabelled (models with labels)",
     ),
-    "label_groups": path("", "Path of a YAML that regroups the model's classes; empty: none"),
+    "label_groups": path("", "Path of a YAML file that merges the model's classes; empty: none"),
     "refinement": choice(
         NONE,
         KINDS,
-        "Aligns labels with the image's edges before they are published. crf: a dense CRF; merge: "
-        "the CRF, then one label for each region. Needs ctxseg_ros[refine]",
+        "Aligns labels with image edges before they are published. crf: a dense CRF; merge: the "
+        "CRF, then a single label for each region. Slow; needs ctxseg_ros[refine] (models with "
+        "labels)",
     ),
     "merge_level": number(
-        0.5, 0.0, 1.0, "Boundaries up to this strength do not part regions (refinement: merge)"
+        0.5,
+        0.0,
+        1.0,
+        "refinement: merge joins regions across boundaries up to this strength; 0 joins none, "
+        "1 joins all",
     ),
     "attention_mass": number(
-        0.6, 0.01, 1.0, "Share of the attention that ~/attention_mask holds (attention models)"
+        0.6, 0.01, 1.0, "Share of the attention that ~/attention_mask contains (attention models)"
     ),
     "attention_head": integer(
-        -1, -1, 63, "Head in ~/attention and its mask; -1: mean of all (attention models)"
+        -1,
+        -1,
+        63,
+        "Head in ~/attention and ~/attention_mask; -1: the mean of all heads (attention models)",
     ),
     "overlay_alpha": number(0.5, 0.0, 1.0, "Opacity of the colours in ~/overlay"),
     "cameras": names(
-        "Namespaces of cameras that share the model, as in [front, left]: their frames come from "
-        "front/image, their labels go to ~/front/labels. Empty: one camera, on `image`",
+        "Namespaces of several cameras that share the model, such as [front, left]: frames come "
+        "from front/image, labels go to ~/front/labels. Empty: one camera, on `image`",
         fixed=True,
     ),
     "image_transport": choice(
         "raw",
         ("raw", "compressed"),
-        "raw: Image on `image`; compressed: CompressedImage (JPEG, PNG) on `image/compressed`",
+        "raw: Image on `image`; compressed: CompressedImage (JPEG or PNG) on `image/compressed`",
         fixed=True,
     ),
     "input_reliability": choice(
-        "auto", qos.RELIABILITIES, "QoS asked for; auto: what the publishers of `image` offer"
+        "auto", qos.RELIABILITIES, "QoS to request; auto: the one that the camera publishes with"
     ),
     "input_encoding": choice(
         AUTO,
         (AUTO, *ENCODINGS),
-        "What the pixels are of frames whose own encoding does not say it (8UC1, 8UC3, 16UC1 and "
-        "the like), is empty or is not known; auto: such frames are refused",
+        "Pixel format of frames whose encoding does not state it (8UC3, 8UC1, 16UC1, empty) or is "
+        "unknown; auto: such frames are rejected",
     ),
     "input_bits": integer(
         16,
         8,
         16,
-        "How many bits of 16-bit frames the camera uses; fewer than 16 brighten frames whose upper "
-        "bits are empty",
+        "Bits actually used in 16-bit frames, such as 12 for a 12-bit sensor, whose frames are "
+        "nearly black otherwise",
     ),
     "autostart": switch(
         True,
-        "Configure and activate at the start; false where a lifecycle manager does it",
+        "Configure and activate at startup; false if a lifecycle manager does it",
         read_only=True,
     ),
 }
