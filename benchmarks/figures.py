@@ -11,7 +11,7 @@ import numpy as np
 
 POINTS = ("p50", "p95", "p99")
 DROPS_ALLOWED = 0.05  # ros2_benchmark's peak rate: the highest with under 5 % drops
-DONE = ("frames_labelled", "dropped_")
+DONE = ("frames_labelled", "frames_idle", "dropped_")
 
 Points = dict[str, float | None]
 

@@ -73,6 +73,10 @@ class CameraOutputs:
         """The topics that somebody subscribes to."""
         return {name for name, item in self._publishers.items() if item.get_subscription_count()}
 
+    def needed(self) -> bool:
+        """Whether a topic that takes inference has a subscriber now."""
+        return bool(self.wanted() - {"camera_info"})
+
     def publish_labels(self, frame: Frame, prediction: Prediction, wanted: Wanted) -> None:
         """What robots act on: labels and confidence, or attention and its mask."""
         header = frame.message.header

@@ -53,11 +53,13 @@ def array(node: Node, *statuses: DiagnosticStatus) -> DiagnosticArray:
 
 
 class FrameCounts:
-    """Counts frames by what became of them: `received`, `labelled`, `lost_transport`, CAUSES, and
-    what else was odd about them (`unstamped`, `camera_info_mismatched`).
+    """Counts frames by what became of them: `received`, `labelled`, `idle` (nobody subscribed to a
+    result), `lost_transport`, CAUSES, and what else was odd about them (`unstamped`,
+    `camera_info_mismatched`).
 
-    received = labelled + the causes + the frames still in work. Any thread may count. `sample` is
-    called about once a second; `recent` and `rate` look back over the last few samples.
+    received = labelled + idle + the causes + the frames still in work. Any thread may count.
+    `sample` is called about once a second; `recent` and `rate` look back over the last few
+    samples.
     """
 
     def __init__(self) -> None:
@@ -171,6 +173,7 @@ class NodeHealth:
     `trouble`: why the model does not run where it should; `broken`: it does not run at all.
     `busy_s`: how long the frame in work has been there. `needed_ms`: the budget that would hold.
     `refines`: part of the time is refinement. `shortage`: why this process has no shared memory.
+    `idle`: no output has a subscriber, so nothing is labelled.
     """
 
     node: str
@@ -185,6 +188,7 @@ class NodeHealth:
     input_size: str = ""
     refines: bool = False
     shortage: str = ""
+    idle: bool = False
 
     @property
     def runs(self) -> bool:
@@ -216,6 +220,9 @@ class NodeHealth:
             found.append(Finding(WARN, f"{self.trouble}: {advice}"))
         if self.shortage:
             found.append(Finding(WARN, self.shortage, logged=True))
+        if self.idle:
+            sentence = "idle: no output has a subscriber, so no frame is labelled"
+            return [*found, Finding(OK, sentence)]
         if self.budget_ms and self.needed_ms is not None:
             simpler = "set refinement to none, " if self.refines else ""
             sentence = (
@@ -301,7 +308,10 @@ class CameraHealth:
         if recent["camera_info_mismatched"]:
             sentence = f"camera_info and {topic} differ in size: remap both to the same camera"
             found.append(Finding(WARN, sentence, logged=True))
-        found.append(Finding(OK, f"{topic} is labelled at {self.rate_out_hz:.1f} Hz"))
+        if recent["idle"] and not recent["labelled"]:
+            found.append(Finding(OK, f"{topic} is read at {self.rate_in_hz:.1f} Hz"))
+        else:
+            found.append(Finding(OK, f"{topic} is labelled at {self.rate_out_hz:.1f} Hz"))
         return found
 
     def _silence(self) -> Finding:

@@ -41,6 +41,7 @@ PARAMETERS = {
     "input_reliability": "QoS to request; auto: the one that the camera publishes with",
     "input_encoding": "pixel format of frames whose encoding does not state it, such as bgr8",
     "input_bits": "8-16; bits actually used in 16-bit frames",
+    "always_infer": "true: run the model even while no output has a subscriber",
     "autostart": "true or false: configure and activate at startup",
 }
 """The node's parameters by name, with the descriptions for --show-args."""

@@ -19,7 +19,7 @@ from ctxseg_ros.ros.worker import Running
 from ctxseg_ros.system import machine
 
 NODE_VALUES = {
-    "state": "lifecycle state",
+    "state": "lifecycle state; `idle`: active, and no output has a subscriber",
     "model": "name in the model file",
     "model_sha256": "checksum of the model file",
     "task": "`semantic`, `clusters` or `attention`",
@@ -39,6 +39,7 @@ COUNTS = {
     "rate_out_hz": "rate of labelled frames in Hz",
     "frames_received": "since configure, like all counts",
     "frames_labelled": "frames that the model has processed",
+    "frames_idle": "frames without inference, for no output of the camera had a subscriber",
     "lost_transport": "gaps in the publisher's sequence numbers; unknown with several publishers",
     "dropped_queue": "a newer frame came while the model was busy",
     "dropped_stale": "older than `max_age_ms` before inference",
@@ -77,6 +78,7 @@ def statuses(
     latency: LatencyWindow,
     settings: Settings,
     shortage: str,
+    idle: bool,
 ) -> tuple[list[DiagnosticStatus], list[Finding]]:
     """ "NODE: labels" on all that the node does, and "NODE: CAMERA" on each named camera.
 
@@ -85,8 +87,10 @@ def statuses(
     """
     budget_ms = settings["latency_budget_ms"]
     name = node.get_fully_qualified_name()
-    health = NodeHealth(name, state, failure, budget_ms=budget_ms, busy_s=busy_s, shortage=shortage)
-    values: dict[str, Any] = {"state": state}
+    health = NodeHealth(
+        name, state, failure, budget_ms=budget_ms, busy_s=busy_s, shortage=shortage, idle=idle
+    )
+    values: dict[str, Any] = {"state": "idle" if idle else state}
     if running is not None:
         _add_running(running, health, values)
     values |= {
@@ -112,10 +116,10 @@ def statuses(
     result = [diagnostics.status(node, "labels", level, message, values)]
     if running is not None:
         result[0].hardware_id = running.engine.device
-    idle = [Finding(OK, state)]
+    not_active = [Finding(OK, state)]
     for stream in streams:
         if stream.name:
-            level, message = diagnostics.summary(of_cameras.get(stream.name, idle))
+            level, message = diagnostics.summary(of_cameras.get(stream.name, not_active))
             entries = {**_camera(stream), **_counts([stream]), **_latencies(stream.latency)}
             result.append(diagnostics.status(node, stream.name, level, message, entries))
     return result, findings
@@ -183,6 +187,7 @@ def _counts(streams: Sequence[CameraStream]) -> dict[str, Any]:
         "rate_out_hz": f"{sum(stream.counts.rate('labelled') for stream in streams):.2f}",
         "frames_received": totals["received"],
         "frames_labelled": totals["labelled"],
+        "frames_idle": totals["idle"],
         "lost_transport": totals["lost_transport"] if known else "unknown",
         **{f"dropped_{cause}": totals[cause] for cause in CAUSES},
         "unstamped": totals["unstamped"],

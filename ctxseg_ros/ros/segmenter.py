@@ -479,6 +479,14 @@ class SegmentNode(LifecycleNode):
         for stream, _ in self.cameras.values():
             stream.sample()
 
+    @property
+    def _idle(self) -> bool:
+        """Active, and no frame is to be labelled: no output has a subscriber."""
+        needed = self._settings["always_infer"] or any(
+            outputs.needed() for _, outputs in self.cameras.values()
+        )
+        return self.state == "active" and not needed
+
     def _publish_diagnostics(self) -> None:
         statuses, findings = report.statuses(
             self,
@@ -490,6 +498,7 @@ class SegmentNode(LifecycleNode):
             self.latency,
             self._settings,
             self._shortage,
+            self._idle,
         )
         if self.state == "active":
             self._findings_log.update(findings)

@@ -88,6 +88,11 @@ SETTINGS: dict[str, Setting] = {
         "Bits actually used in 16-bit frames, such as 12 for a 12-bit sensor, whose frames are "
         "nearly black otherwise",
     ),
+    "always_infer": switch(
+        False,
+        "Run the model on every frame even while no output has a subscriber, so that diagnostics "
+        "always have latencies",
+    ),
     "autostart": switch(
         True,
         "Configure and activate at startup; false if a lifecycle manager does it",

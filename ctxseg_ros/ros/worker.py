@@ -157,6 +157,9 @@ class Worker:
         if max_age_ms and (started - frame.stamp) * 1e3 > max_age_ms:
             stream.counts.add("stale")
             return
+        if not (self._settings["always_infer"] or outputs.needed()):
+            stream.counts.add("idle")
+            return
         times = FrameTimes(frame.stamp, frame.received, started)
         engine, controller = running.engine, running.controller
         runtime = engine.runtimes[controller.index]
