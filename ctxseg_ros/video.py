@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxseg_ros.files import shown
+from ctxseg_ros.files import shown, told_by
 
 #: Where neither the container nor its time stamps tell one.
 DEFAULT_RATE_HZ = 10.0
@@ -232,16 +232,18 @@ class Video:
         else:
             video = self._open_file(self._place)
         if not video.isOpened():
-            raise VideoError(
-                f"{self.name}: not a video that OpenCV can open; it is damaged, its recording was "
-                f"not finished, or its format is not known: copy it again, or {_CONVERT}"
+            reason = (
+                "it is damaged, its recording was not finished, it holds sound only, or its format "
+                f"is not known: copy it again, or {_CONVERT}"
             )
+            if isinstance(self._place, Path):
+                with self._opened(self._place) as file:
+                    reason = told_by(file.read(_HEADER)) or reason
+            raise VideoError(f"{self.name}: not a video that OpenCV can open; {reason}")
         return video
 
     def _open_file(self, path: Path) -> cv2.VideoCapture:
         with self._opened(path) as file:
-            if not file.read(1):
-                raise VideoError(f"{self.name}: the file is empty; copy it again")
             # OpenCV takes paths as UTF-8 and crashes on other names.
             is_utf8 = shown(path.absolute()) == str(path.absolute())
             # Absolute, or FFmpeg takes what is before a colon for a protocol.

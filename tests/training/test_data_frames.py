@@ -635,10 +635,8 @@ def test_every_bad_file_is_named(tmp_path, small):
         open_frames(tmp_path)
     *images, video, bag = caught.value.lines
     assert "a.avi: not a video" in video and "b.mcap: cannot be read" in bag
-    assert images == [
-        f"{tmp_path}/1.png: cannot be read as an image",
-        f"{tmp_path}/3.png: 96x15 pixels, fewer than 16 on a side",
-    ]
+    assert images[0].startswith(f"{tmp_path}/1.png: cannot be read as an image")
+    assert images[1:] == [f"{tmp_path}/3.png: 96x15 pixels, fewer than 16 on a side"]
 
 
 def test_frames_of_one_colour_are_known_by_name(tmp_path, small):
