@@ -126,8 +126,8 @@ def _kind(suffix: str) -> str:
 
 
 def told_by(start: bytes) -> str | None:
-    """What a file is, by its first bytes, where it is none of the pictures or videos that OpenCV
-    reads, and how to get one; None where they do not tell."""
+    """What a file that cannot be read is, by its first bytes (256, or all), and what helps; None
+    where they do not tell."""
     if not start:
         return "the file is empty; copy it again"
     if start.startswith(b"version https://git-lfs"):
@@ -136,7 +136,7 @@ def told_by(start: bytes) -> str | None:
         return (
             "this is a HEIF or AVIF photo, which OpenCV does not read everywhere: save it as .jpg"
         )
-    if re.fullmatch(rb"[\t\n\r -~]{4,}", start[:256]):
+    if re.fullmatch(rb"[\t\n\r -~]{16,}", start[:256]):
         return "this is text, such as the error page of a download: get the file itself"
     return None
 

@@ -229,7 +229,7 @@ def no_frame(avi: Path) -> bytes:
     ("content", "cause"),
     [
         (lambda avi: b"", "is empty"),
-        (lambda avi: b"no video at all", "not a video.*this is text"),
+        (lambda avi: b"<html>404 Not Found</html>", "not a video.*this is text"),
         (lambda avi: b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (lambda avi: bytes(5000), "not a video"),
         (lambda avi: avi.read_bytes()[:200], "not a video|no frame can be decoded"),
