@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ctxseg_ros.image.encodings import BadImage, sensor_bits, stated_size, to_8_bits
-from ctxseg_ros.system.files import shown
+from ctxseg_ros.system.files import shown, told_by
 
 #: Bits that a 16-bit image uses, the default; sensors of 10, 12 or 14 bits leave the upper ones 0.
 ALL_BITS = 16
@@ -67,7 +67,7 @@ def decoded(path: Path, flags: int) -> NDArray:
     except cv2.error as error:  # such as a header that asks for more pixels than OpenCV allows
         raise BadImageFile(f"{name}: cannot be read as an image ({error.err})") from error
     if image is None:
-        raise BadImageFile(f"{name}: cannot be read as an image")
+        raise BadImageFile(f"{name}: cannot be read as an image ({_what_it_is(data)})")
     return _upright(image, data)
 
 
@@ -108,6 +108,16 @@ def too_dark(highest: int | None, bits: int = ALL_BITS) -> str | None:
         f"a sensor of {used} bits, give those as source_bits (camera_node), --bits (commands) or "
         "--data.bits (training)"
     )
+
+
+def _what_it_is(data: bytes) -> str:
+    """Why OpenCV does not read it, and what helps."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            kind = f"{image.format} of Pillow's mode {image.mode}"
+    except Exception:  # of damaged files Pillow raises almost anything
+        return told_by(data) or "it is damaged, or not an image: copy it again or remove it"
+    return f"{kind}, damaged or of a kind that OpenCV does not read: save it with 8 or 16 bits"
 
 
 def _upright(image: NDArray, data: bytes) -> NDArray:

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ctxseg_ros.system.files import shown
+from ctxseg_ros.system.files import shown, told_by
 
 #: Where neither the container nor its time stamps tell one.
 DEFAULT_RATE_HZ = 10.0
@@ -35,6 +35,11 @@ _GONE_S = 5.0
 
 _LISTED = 10  # ranges of frames that a sentence lists
 
+# Frames are at an even pace if so many of the steps between them differ from the stated one by less
+# than this part of it.
+_MOSTLY, _EVEN = 0.8, 0.5
+
+_AVI_START = b"RIFF"
 _MP4_STARTS = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 _HEADER = 4096  # bytes in which a Matroska file states its size
 
@@ -75,13 +80,17 @@ class Video:
         rate, count = video.get(cv2.CAP_PROP_FPS), video.get(cv2.CAP_PROP_FRAME_COUNT)
         video.release()
         self.count = int(count) if math.isfinite(count) and 0 < count < 2**53 else None
+        self._stated_hz = rate if math.isfinite(rate) and rate > 0 else 0.0
+        self._is_estimated = True
         # Some containers state a time, that of the longest track, audio included, and OpenCV makes
         # a number of frames of it.
         self._may_be_trimmed, self._allowed = False, max(3, math.ceil((self.count or 0) / 20))
         if isinstance(place, Path):
             with self._opened(place) as file:
-                self._may_be_trimmed = file.read(8)[4:] in _MP4_STARTS
+                start = file.read(8)
                 file.seek(0)
+                self._may_be_trimmed = start[4:] in _MP4_STARTS
+                self._is_estimated = not (self._may_be_trimmed or start.startswith(_AVI_START))
                 self._allowed = self._surplus(file)
         self.rate_hz = rate if math.isfinite(rate) and 0 < rate <= _PLAUSIBLE_HZ else 0.0
         times = []
@@ -173,18 +182,34 @@ class Video:
             ]
             losses.append(self._unreadable(numbers, undecoded))
         held = max(len(packets), read + max(undecoded, 0))
-        if self.count - held > self._allowed:
+        if self.count - held > self._allowed and not self._is_uneven_but_whole(times):
+            what = "ends early or has gaps"
+            if self._is_estimated:
+                what = "ends early, has gaps, or has sound that is longer than its pictures"
             line = (
-                f"{self.name}: the file ends early or has gaps: it holds {held} of the "
+                f"{self.name}: the file {what}: it holds {held} of the "
                 f"{self.count} frames that its header promises; copy it again, or go on with these"
             )
             losses.append(Loss(line, missing=self.count - held))
         return losses
 
+    def _is_uneven_but_whole(self, times: Sequence[float]) -> bool:
+        """Whether the count is the stated time by a rate that the frames do not keep, as phones,
+        browsers and screen recorders write them, and they go on to the end of that time."""
+        assert self.count is not None
+        steps = np.diff(times)
+        if not self._is_estimated or not self._stated_hz or len(steps) < 2:
+            return False
+        even = np.abs(steps * self._stated_hz / 1e3 - 1) < _EVEN
+        if np.mean(even) >= _MOSTLY:
+            return False
+        end_ms = times[-1] + float(steps.max())
+        return end_ms >= (self.count - self._allowed) * 1e3 / self._stated_hz
+
     def _surplus(self, file: BinaryIO) -> int:
         """By how many frames the stated count may be too high without a frame missing."""
         start, size = file.read(_HEADER), file.seek(0, os.SEEK_END)
-        if start.startswith(b"RIFF"):
+        if start.startswith(_AVI_START):
             return 2
         if max(_matroska_size(start), _mp4_size(file)) > size:
             return 0  # the file is cut short
@@ -232,16 +257,18 @@ class Video:
         else:
             video = self._open_file(self._place)
         if not video.isOpened():
-            raise VideoError(
-                f"{self.name}: not a video that OpenCV can open; it is damaged, its recording was "
-                f"not finished, or its format is not known: copy it again, or {_CONVERT}"
+            reason = (
+                "it is damaged, its recording was not finished, it holds sound only, or its format "
+                f"is not known: copy it again, or {_CONVERT}"
             )
+            if isinstance(self._place, Path):
+                with self._opened(self._place) as file:
+                    reason = told_by(file.read(_HEADER)) or reason
+            raise VideoError(f"{self.name}: not a video that OpenCV can open; {reason}")
         return video
 
     def _open_file(self, path: Path) -> cv2.VideoCapture:
         with self._opened(path) as file:
-            if not file.read(1):
-                raise VideoError(f"{self.name}: the file is empty; copy it again")
             # OpenCV takes paths as UTF-8 and crashes on other names.
             is_utf8 = shown(path.absolute()) == str(path.absolute())
             # Absolute, or FFmpeg takes what is before a colon for a protocol.

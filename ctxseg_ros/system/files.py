@@ -21,6 +21,7 @@ BAG_SUFFIXES = frozenset({".mcap", ".db3"})
 #: Photos of phones that OpenCV does not read everywhere: they are not read.
 PHOTO_SUFFIXES = frozenset({".heic", ".heif", ".avif"})
 
+_PHOTO_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
 _PASSWORD = re.compile("(?<=://)([^/@:]*:)[^/@]*(?=@)")
 _NUMBER = re.compile("([0-9]+)")
 
@@ -122,6 +123,22 @@ def _kind(suffix: str) -> str:
     if suffix in PHOTO_SUFFIXES:
         return f"{suffix} (not read by OpenCV everywhere: save as .jpg)"
     return shown(suffix) or "without a suffix"
+
+
+def told_by(start: bytes) -> str | None:
+    """What a file that cannot be read is, by its first bytes (256, or all), and what helps; None
+    where they do not tell."""
+    if not start:
+        return "the file is empty; copy it again"
+    if start.startswith(b"version https://git-lfs"):
+        return "this is a Git LFS pointer: fetch the file itself with git lfs pull"
+    if start[4:8] == b"ftyp" and start[8:12] in _PHOTO_BRANDS:
+        return (
+            "this is a HEIF or AVIF photo, which OpenCV does not read everywhere: save it as .jpg"
+        )
+    if re.fullmatch(rb"[\t\n\r -~]{16,}", start[:256]):
+        return "this is text, such as the error page of a download: get the file itself"
+    return None
 
 
 def natural_key(path: Path) -> _Key:

@@ -129,3 +129,30 @@ def test_what_cannot_be_an_image(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     with pytest.raises(BadImageFile):
         read_bgr(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (b"", "empty"),
+        (b"<!DOCTYPE html>\n<title>404</title>", "text"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64), "HEIF"),
+        (bytes(64), "damaged"),
+    ],
+)
+def test_what_a_file_is_instead_of_an_image(tmp_path: Path, content: bytes, cause: str) -> None:
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(content)
+    with pytest.raises(BadImageFile, match=rf"photo\.jpg: .*{cause}"):
+        read_bgr(path)
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_an_image_of_32_bits_is_refused_with_what_it_is(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "depth.tiff"
+    Image.new(mode, (32, 32)).save(path)
+    with pytest.raises(
+        BadImageFile, match=rf"depth\.tiff: .*(TIFF.*mode {mode}|float32|int32).*8 or 16"
+    ):
+        read_bgr(path)

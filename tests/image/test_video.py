@@ -145,6 +145,35 @@ def test_a_count_that_is_wrong_or_missing_is_not_damage(
     assert read(Video(tmp_path / "a.avi")) == (list(range(COUNT)), [])
 
 
+def sparse(path: Path, share: int) -> Path:
+    """A Matroska file that states ``share`` times the rate that its 40 frames keep, as recorders of
+    an uneven pace do, and so seems to have that many times the frames."""
+    data = bytearray(write(path, count=40).read_bytes())
+    at = data.index(b"\x23\xe3\x83\x84") + 4  # nanoseconds for each frame
+    data[at : at + 4] = (int.from_bytes(data[at : at + 4], "big") // share).to_bytes(4, "big")
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".webm"])
+@pytest.mark.parametrize("share", [2, 3, 5])
+def test_frames_that_do_not_keep_the_stated_rate_are_whole(
+    tmp_path: Path, suffix: str, share: int
+) -> None:
+    video = Video(sparse(tmp_path / f"a{suffix}", share))
+    frames, losses = read(video)
+    assert len(frames) == 40 < (video.count or 0) and not losses
+
+
+@pytest.mark.parametrize("share", [2, 5])
+def test_a_file_that_was_cut_short_says_so_at_any_pace(tmp_path: Path, share: int) -> None:
+    path = sparse(tmp_path / "a.mkv", share)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    frames, losses = read(Video(path))
+    assert 0 < len(frames) < 40 and losses and losses[-1].missing
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".mov"])
 def test_a_video_that_was_trimmed_without_encoding_it_anew_is_whole(
     tmp_path: Path, suffix: str
@@ -229,7 +258,8 @@ def no_frame(avi: Path) -> bytes:
     ("content", "cause"),
     [
         (lambda avi: b"", "is empty"),
-        (lambda avi: b"no video at all", "not a video"),
+        (lambda avi: b"<html>404 Not Found</html>", "not a video.*this is text"),
+        (lambda avi: b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (lambda avi: bytes(5000), "not a video"),
         (lambda avi: avi.read_bytes()[:200], "not a video|no frame can be decoded"),
         (no_frame, "no frame can be decoded"),

@@ -392,7 +392,7 @@ def test_unreadable_file(model_factory):
 invalid_texts = {
     "format": st.text().filter(lambda text: text != "1"),
     "task": st.text().filter(lambda text: text not in ("semantic", "clusters")),
-    "name": st.text(st.characters(exclude_characters="_.-", exclude_categories=["L", "N"])),
+    "name": st.text(st.characters(exclude_characters="_.-", exclude_categories=["L", "N", "Cs"])),
     "stride": st.text().filter(lambda text: not re.fullmatch("[1-9][0-9]*", text))
     | st.integers(max_value=0).map(str),
     "size": json_values.filter(lambda value: not isinstance(value, list)).map(json.dumps),

@@ -3,7 +3,6 @@
 
 import array
 import fcntl
-import itertools
 import os
 import signal
 import subprocess
@@ -45,14 +44,17 @@ ROOT = Path(__file__).resolve().parents[2]
 os.environ.update(choose({}).variables)
 
 TIMEOUT_S = 60.0
-_candidates = itertools.cycle([(os.getpid() + i) % 100 + 1 for i in range(100)])
 
 
 def lock_domain() -> tuple[int, int]:
-    """A ROS_DOMAIN_ID that no other test on this machine uses now, and the file that says so: to
-    be closed. The numbers go round, for who was killed is still seen in a domain for a while."""
-    for _ in range(100):
-        domain = next(_candidates)
+    """A ROS_DOMAIN_ID that no other test on this machine uses now, and the file that says so: for
+    `free_domain`. It is the one that has been free the longest, for who was killed is still seen
+    in a domain for a while."""
+    freed = {}
+    for domain in range(1, 101):
+        path = Path(tempfile.gettempdir(), f"ctxseg_ros_tests_domain_{domain}")
+        freed[domain] = path.stat().st_mtime if path.exists() else 0.0
+    for domain in sorted(freed, key=freed.__getitem__):
         path = Path(tempfile.gettempdir(), f"ctxseg_ros_tests_domain_{domain}")
         file = os.open(path, os.O_CREAT | os.O_RDWR)
         try:
@@ -62,6 +64,12 @@ def lock_domain() -> tuple[int, int]:
         else:
             return domain, file
     raise RuntimeError("every ROS domain from 1 to 100 is in use by tests")
+
+
+def free_domain(file: int) -> None:
+    """Let other tests use the domain of this file of `lock_domain`."""
+    os.utime(file)
+    os.close(file)
 
 
 def wait(condition: Callable[[], Any], timeout_s: float = TIMEOUT_S) -> Any:
@@ -254,7 +262,7 @@ class Graph:
             node.destroy_node()
         self.executor.shutdown()
         rclpy.shutdown(context=self._context)
-        os.close(self._domain_lock)
+        free_domain(self._domain_lock)
         # Last: what is left running would keep pytest from ending.
         assert all(ended)
         for process in self.processes:

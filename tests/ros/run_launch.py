@@ -2,6 +2,7 @@
 """Runs a launch file as `ros2 launch FILE NAME:=VALUE ...` does: python run_launch.py FILE ..."""
 
 import importlib.util
+import signal
 import sys
 from pathlib import Path
 
@@ -18,6 +19,8 @@ def use_stand_in_if_missing() -> bool:
 
 
 def main() -> int:
+    # The background jobs of a script ignore it, and so would ros2/launch.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     use_stand_in_if_missing()
     from launch import LaunchDescription, LaunchService
     from launch.actions import IncludeLaunchDescription

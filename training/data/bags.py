@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_typestore
 from rosbags.typesys.store import Typestore
 
-from ctxseg_ros.system.files import BAG_SUFFIXES
+from ctxseg_ros.system.files import BAG_SUFFIXES, told_by
 from training.data.files import DataError, progress
 
 _IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
@@ -25,6 +26,7 @@ _IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 # need not define them; those of ROS 1 have another header.
 _STORES = {"cdr": Stores.LATEST, "ros1": Stores.ROS1_NOETIC}
 _PROFILES = {"ros1": "ros1", "ros2": "cdr"}  # of an MCAP file whose topics do not state it
+_MCAP_MARK = b"\x89MCAP0\r\n"  # at the start and at the end of a file
 # What saves a recording that was cut short: a storage file by its suffix, or a folder.
 _RECOVERY = {
     ".mcap": "`mcap recover {0} -o OUT.mcap`, then give OUT.mcap",
@@ -215,11 +217,33 @@ def _readable(path: Path) -> Iterator[None]:
     # struct's, TypeError.
     except Exception as error:
         broken = _broken(path)
-        cause = " ".join(str(error).split())
+        if told := _told(broken):
+            raise DataError(f"{broken}: cannot be read as a ROS 2 bag: {told}") from error
+        cause = " ".join(str(error).split()) or type(error).__name__
+        if _lacks_its_end(broken):  # the reader takes what is there for a record
+            cause = "its end is missing"
         raise DataError(
             f"{broken}: cannot be read as a ROS 2 bag ({cause}). If it was cut short, try "
             f"{_recovery(broken)}"
         ) from error
+
+
+def _told(path: Path) -> str | None:
+    """What a file is instead of a bag, where its start tells."""
+    if path.is_dir():
+        return None
+    with path.open("rb") as file:
+        return told_by(file.read(256))
+
+
+def _lacks_its_end(path: Path) -> bool:
+    """Whether an MCAP file begins but does not end as one."""
+    if path.is_dir():
+        return False
+    with path.open("rb") as file:
+        start = file.read(len(_MCAP_MARK))
+        file.seek(-len(start), os.SEEK_END)
+        return start == _MCAP_MARK != file.read()
 
 
 def _recovery(path: Path) -> str:

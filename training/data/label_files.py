@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ctxseg_ros.image.encodings import BadImage, stated_size
-from ctxseg_ros.system.files import IMAGE_SUFFIXES, shown
+from ctxseg_ros.system.files import IMAGE_SUFFIXES, shown, told_by
 from training.data.files import DataError
 
 #: The label of pixels that neither train nor score, everywhere after the files were read.
@@ -92,7 +92,7 @@ def read_label_image(path: Path) -> LabelImage:
         ) from error
     except _NOT_AN_IMAGE as error:
         # Pillow's messages name its own objects in memory.
-        reason = str(error) if "<_io" not in str(error) else "unknown format"
+        reason = str(error) if "<_io" not in str(error) else told_by(data) or "unknown format"
         raise DataError(f"{name}: cannot be read as an image ({reason})") from error
 
 

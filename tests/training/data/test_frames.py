@@ -210,8 +210,33 @@ def test_a_bag_that_was_cut_short_is_named(tmp_path, small, storage, share, whol
     data = file.read_bytes()
     file.write_bytes(data[: int(share * len(data))])
     mend = "mcap recover" if storage == StoragePlugin.MCAP else r"sqlite3 .* \.recover"
-    with pytest.raises(DataError, match=rf"bag.*cannot be read as a ROS 2 bag.*({mend}|reindex)"):
+    fix = rf"({mend}|reindex)" if share else "is empty; copy it again"
+    with pytest.raises(DataError, match=rf"bag.*cannot be read as a ROS 2 bag.*{fix}"):
         open_frames(path if whole_folder else file)
+
+
+@pytest.mark.parametrize("suffix", [".mcap", ".db3"])
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (b"<html>404 Not Found</html>", "text"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+    ],
+)
+def test_what_a_file_is_instead_of_a_bag(tmp_path, suffix, content, cause):
+    path = tmp_path / f"bag{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"bag\{suffix}: .*{cause}") as caught:
+        open_frames(path)
+    assert "recover" not in str(caught.value)
+
+
+def test_an_mcap_file_without_its_end_says_so(tmp_path, small):
+    path = write_bag(tmp_path / "bag", {"/c": [raw(rgb) for rgb in small]}, StoragePlugin.MCAP)
+    (file,) = path.glob("*.mcap")
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"its end is missing.*mcap recover"):
+        open_frames(file)
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -635,10 +660,8 @@ def test_every_bad_file_is_named(tmp_path, small):
         open_frames(tmp_path)
     *images, video, bag = caught.value.lines
     assert "a.avi: not a video" in video and "b.mcap: cannot be read" in bag
-    assert images == [
-        f"{tmp_path}/1.png: cannot be read as an image",
-        f"{tmp_path}/3.png: 96x15 pixels, fewer than 16 on a side",
-    ]
+    assert images[0].startswith(f"{tmp_path}/1.png: cannot be read as an image")
+    assert images[1:] == [f"{tmp_path}/3.png: 96x15 pixels, fewer than 16 on a side"]
 
 
 def test_frames_of_one_colour_are_known_by_name(tmp_path, small):
