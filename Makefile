@@ -8,6 +8,7 @@
 # make test-latest
 #             make test against the newest release of every dependency, in .venv-latest
 # make lint   ruff and mypy alone
+# make docs   the pages of docs/ as a site, in site/
 # make lock   resolve requirements.lock anew from setup.py
 # make bench  the shipped models on this machine, into benchmarks/results/bench.json
 # make soak [MINUTES=480]
@@ -35,11 +36,12 @@ else
   SEES_SYSTEM := false
   DEMO_EXTRAS := ros,cpu,demo
 endif
-TEST_EXTRAS := $(DEMO_EXTRAS),train,test
+TEST_EXTRAS := $(DEMO_EXTRAS),train,docs,test
 
 # An environment is installed when its stamp is newer than setup.py and the lock.
 DEMO_READY := $(VENV)/demo-$(ROS).stamp
 TEST_READY := $(VENV)/test-$(ROS).stamp
+DOCS_READY := $(VENV)/docs-$(ROS).stamp
 
 comma := ,
 
@@ -70,7 +72,7 @@ $(PYTHON) -c 'import numpy; print("numpy==" + numpy.__version__)' > $(VENV)/nump
 	  $(foreach extra,$(subst $(comma), ,$(1)),--extra $(extra)) setup.py -o $(VENV)/constraints.txt
 endef
 
-.PHONY: demo test test-fast test-latest lint lock bench soak clean
+.PHONY: demo test test-fast test-latest lint docs lock bench soak clean
 
 demo: $(DEMO_READY)
 	$(VENV)/bin/python -m ctxseg_ros.demo $(if $(SOURCE),--source "$(SOURCE)") \
@@ -94,6 +96,10 @@ lint: $(TEST_READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# The variable: no news about other site generators in the output.
+docs: $(DOCS_READY)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --site-dir site
+
 # Universal: one file for every Python and platform; uv takes the newest releases that fit.
 lock: $(TEST_READY)
 	$(VENV)/bin/uv pip compile --universal --python-version 3.10 --upgrade --all-extras --no-annotate --quiet \
@@ -108,7 +114,7 @@ soak: $(DEMO_READY)
 	$(VENV)/bin/python benchmarks/soak.py --minutes $(MINUTES)
 
 clean:
-	rm -rf .venv .venv-latest build install log demo_out *.egg-info
+	rm -rf .venv .venv-latest build install log site demo_out *.egg-info
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(DEMO_READY): setup.py $(LOCK)
@@ -116,3 +122,6 @@ $(DEMO_READY): setup.py $(LOCK)
 
 $(TEST_READY): setup.py $(LOCK)
 	$(call install,$(TEST_EXTRAS))
+
+$(DOCS_READY): setup.py $(LOCK)
+	$(call install,docs)

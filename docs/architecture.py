@@ -21,7 +21,7 @@ PICTURE = Path(__file__).with_suffix(".svg")
 PURPOSES = {
     "ctxseg_ros.system": "files, output, machine",
     "ctxseg_ros.model": "model file, store, groups",
-    "ctxseg_ros.image": "frames, encodings, drawing",
+    "ctxseg_ros.image": "frames, drawing",
     "ctxseg_ros.refinement": "CRF, merging",
     "ctxseg_ros.inference": "runtimes, engine, Model",
     "ctxseg_ros.realtime": "budget, latency, stamps",

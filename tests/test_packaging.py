@@ -273,10 +273,13 @@ def test_manifests_agree(installation: Installation) -> None:
     metadata = distribution.metadata
     assert metadata["Name"] == manifest.name == "ctxseg_ros"
     assert metadata["Version"] == manifest.version
+    python = installation.scripts / "python"
+    printed = installation.call(python, "-c", "import ctxseg_ros; print(ctxseg_ros.__version__)")
+    assert printed.strip() == manifest.version
     assert manifest.licenses == ["Apache-2.0"]
     assert manifest.get_build_type() == "ament_python"
     extras = set(metadata.get_all("Provides-Extra") or [])
-    assert extras >= {"gpu", "cpu", "ros", "refine", "train", "view", "demo", "test"}
+    assert extras >= {"gpu", "cpu", "ros", "refine", "train", "view", "demo", "docs", "test"}
 
 
 def test_lock_pins_every_dependency() -> None:

@@ -55,6 +55,18 @@ SETTINGS = {
     ),
 }
 
+VALUES = {
+    "source": "as given",
+    "frames_sent": "since startup, like all counts",
+    "rate_hz": "rate of sent frames in Hz",
+    "frames_unreadable": "frames that could not be decoded",
+    "frames_missing": "frames that a video announces but does not contain, because it was cut "
+    "short or has gaps",
+    "outages": "interruptions of a live source",
+    "outage_s": "total time without the source in seconds",
+}
+"""The values of the node's status in /diagnostics."""
+
 
 class CameraNode(Node):
     """Publishes `image` (bgr8) and `camera_info`, stamped when they are sent.
