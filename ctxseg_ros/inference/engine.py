@@ -120,10 +120,14 @@ class Engine:
             cv2.bitwise_or(labels, unsure, dst=labels)
         return prediction
 
-    def close(self) -> None:
-        """Free the model's memory. Not while a runtime is running."""
+    def close_runtimes(self) -> None:
+        """Free the model's memory, and keep the rest. Not while a runtime is running."""
         for runtime in self.runtimes:
             runtime.close()
+
+    def close(self) -> None:
+        """Free everything. Not while a runtime is running."""
+        self.close_runtimes()
         if self.refiner is not None:
             self.refiner.close()
 

@@ -174,6 +174,7 @@ class NodeHealth:
     `busy_s`: how long the frame in work has been there. `needed_ms`: the budget that would hold.
     `refines`: part of the time is refinement. `shortage`: why this process has no shared memory.
     `idle`: no output has a subscriber, so nothing is labelled.
+    `loading`: the model that is being loaded, and for how long.
     """
 
     node: str
@@ -189,6 +190,7 @@ class NodeHealth:
     refines: bool = False
     shortage: str = ""
     idle: bool = False
+    loading: str = ""
 
     @property
     def runs(self) -> bool:
@@ -199,6 +201,8 @@ class NodeHealth:
         """What needs somebody, worst first; one that is OK where nothing does."""
         if self.failure:
             return [Finding(ERROR, f"not configured: {self.failure}", logged=True)]
+        if self.loading and self.state != "active":
+            return [Finding(OK, f"{self.state}: {self.loading}", "loading")]
         if self.state == "unconfigured":
             return [Finding(OK, f"unconfigured: {retry(self.node)}")]
         if self.state == "inactive":
@@ -220,6 +224,8 @@ class NodeHealth:
             found.append(Finding(WARN, f"{self.trouble}: {advice}"))
         if self.shortage:
             found.append(Finding(WARN, self.shortage, logged=True))
+        if self.loading:
+            found.append(Finding(OK, self.loading, "loading"))
         if self.idle:
             sentence = "idle: no output has a subscriber, so no frame is labelled"
             return [*found, Finding(OK, sentence)]

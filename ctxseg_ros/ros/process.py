@@ -85,13 +85,16 @@ class Process:
         stopping.set()
         wake.trigger()
         thread.join(GRACE_S)
-        if thread.is_alive() or not node.close(GRACE_S):
+        ended = not thread.is_alive() and node.close(GRACE_S)
+        if not ended:
             # Loading a model or a long inference cannot be interrupted, only left behind.
             node.get_logger().info("ending without waiting for the work in progress")
+        if not thread.is_alive():  # else the executor would still use what is destroyed here
+            executor.shutdown()
+            node.destroy_node()
+            rclpy.shutdown()
+        if not ended:
             leave(exit_code)
-        executor.shutdown()
-        node.destroy_node()
-        rclpy.shutdown()
         # The interpreter puts the default handlers back while it ends: a second signal would kill.
         for number in self._signals:
             signal.signal(number, signal.SIG_IGN)

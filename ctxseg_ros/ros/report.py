@@ -79,6 +79,7 @@ def statuses(
     settings: Settings,
     shortage: str,
     idle: bool,
+    loading: str,
 ) -> tuple[list[DiagnosticStatus], list[Finding]]:
     """ "NODE: labels" on all that the node does, and "NODE: CAMERA" on each named camera.
 
@@ -88,7 +89,14 @@ def statuses(
     budget_ms = settings["latency_budget_ms"]
     name = node.get_fully_qualified_name()
     health = NodeHealth(
-        name, state, failure, budget_ms=budget_ms, busy_s=busy_s, shortage=shortage, idle=idle
+        name,
+        state,
+        failure,
+        budget_ms=budget_ms,
+        busy_s=busy_s,
+        shortage=shortage,
+        idle=idle,
+        loading=loading,
     )
     values: dict[str, Any] = {"state": "idle" if idle else state}
     if running is not None:

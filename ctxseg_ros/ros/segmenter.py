@@ -3,17 +3,17 @@
 
 The executor's thread runs every callback, and none of them computes: an image callback leaves the
 newest frame in its camera's slot. One worker thread takes it from there, infers and publishes. A
-new model is loaded in a thread of its own.
+model is loaded in a thread of its own (model_loader.py).
 """
 
 import dataclasses
 import logging
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import Parameter as ParameterMessage
 from rcl_interfaces.msg import SetParametersResult
@@ -23,7 +23,6 @@ from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.task import Future
 
 from ctxseg_ros.inference.engine import Engine, EngineSpec, adapted, open_engine
 from ctxseg_ros.inference.runtimes import RuntimeUnavailable
@@ -35,6 +34,7 @@ from ctxseg_ros.ros import diagnostics, qos, report
 from ctxseg_ros.ros.camera_input import LATENCY_WINDOW, CameraStream, Frame
 from ctxseg_ros.ros.camera_output import CameraOutputs
 from ctxseg_ros.ros.label_info import LabelInfos
+from ctxseg_ros.ros.model_loader import ModelLoader
 from ctxseg_ros.ros.parameters import Setting, Settings
 from ctxseg_ros.ros.settings import SETTINGS
 from ctxseg_ros.ros.worker import Running, Worker
@@ -45,7 +45,16 @@ SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FA
 SPEC_NAMES = {"model", "device", "input_sizes", "label_groups", "refinement"}
 """The parameters that decide over what is open."""
 
-T = TypeVar("T")
+STOP_S = 10.0
+"""How long a transition waits for the frame in work. Longer is a device that hangs."""
+
+
+class Loaded(NamedTuple):
+    """An engine for the parameters that are being set. `kept`: whose running engine it shares the
+    open model with; that worker does not close it until `kept.keeping` is released."""
+
+    engine: Engine
+    kept: Worker | None
 
 
 class SegmentNode(LifecycleNode):
@@ -65,8 +74,8 @@ class SegmentNode(LifecycleNode):
         self._failure: str | None = None  # why the last configure failed
         self._running: Running | None = None  # while configured and not active
         self._worker: Worker | None = None  # while active; it has what runs
-        self._loaded: Engine | None = None  # for the parameters that are being set
-        self._loader: threading.Thread | None = None
+        self._loaded: Loaded | None = None
+        self._refusal: Exception | None = None  # why no model was loaded for configure
         self.cameras: dict[str, tuple[CameraStream, CameraOutputs]] = {}
         self._slots: LatestSlots[Frame] = LatestSlots(())
         self.latency = LatencyWindow(LATENCY_WINDOW)
@@ -82,12 +91,15 @@ class SegmentNode(LifecycleNode):
         )
         self._label_infos = LabelInfos(self)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.DIAGNOSTICS)
-        self._wake = self.create_guard_condition(lambda: None)
+        self._loader = ModelLoader(self.create_guard_condition(lambda: None).trigger)
+        # While parameters or a transition wait for a model to load, other transitions and
+        # parameters wait with them; frames, reports, /clock and queries go on.
+        self._changing = MutuallyExclusiveCallbackGroup()
         self._wrap_services()
         # Wall time: under use_sim_time a paused clock must not stop these.
         wall = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(1.0, self._every_second, clock=wall)
-        self._start = self.create_timer(0.0, self._autostart, clock=wall)
+        self._start = self.create_timer(0.0, self._autostart, self._changing, clock=wall)
 
     def _class_names_setting(self) -> Setting:
         def check(value: Any) -> list[str]:
@@ -109,9 +121,12 @@ class SegmentNode(LifecycleNode):
         services[SetParametersAtomically].callback = self._on_set_atomically  # type: ignore[assignment]
         change_state = services[ChangeState].callback
 
-        def guarded(
+        async def guarded(
             request: ChangeState.Request, response: ChangeState.Response
         ) -> ChangeState.Response:
+            configure = (Transition.TRANSITION_CONFIGURE, "configure")
+            if {request.transition.id, request.transition.label} & {*configure}:
+                await self._load_for_configure()
             # rclpy lets an illegal transition's error through, which would end the executor.
             try:
                 return change_state(request, response)
@@ -122,21 +137,19 @@ class SegmentNode(LifecycleNode):
                 )
                 return ChangeState.Response(success=False)
 
-        services[ChangeState].callback = guarded
-        # While parameters wait for a model to load, transitions wait with them, and all else goes
-        # on: frames, reports, /clock, what is only asked.
-        changing = MutuallyExclusiveCallbackGroup()
+        services[ChangeState].callback = guarded  # type: ignore[assignment]
         for kind in (SetParameters, SetParametersAtomically, ChangeState):
-            services[kind].callback_group = changing
-            changing.add_entity(services[kind])
+            services[kind].callback_group = self._changing
+            self._changing.add_entity(services[kind])
 
     # Lifecycle
 
-    def _autostart(self) -> None:
+    async def _autostart(self) -> None:
         self._start.cancel()
         if self.state != "unconfigured":
             return
         if self._settings["autostart"]:
+            await self._load_for_configure()
             if self.trigger_configure() == SUCCESS:
                 self.trigger_activate()
             return
@@ -148,12 +161,39 @@ class SegmentNode(LifecycleNode):
     def _full_name(self) -> str:
         return self.get_fully_qualified_name()
 
+    async def _load_for_configure(self) -> None:
+        """Load the model that `on_configure` will need, while the executor goes on."""
+        if self.state != "unconfigured" or self._settings.faults:
+            return
+        self._failure = self._refusal = None
+        values = self._settings.after(())
+        try:
+            self._loaded = await self._loader.load(
+                f"loading {values['model']}", lambda: self._open(values, set())
+            )
+        except Exception as error:
+            self._refusal = error
+
+    def _engine_for_configure(self) -> Engine:
+        """What `_load_for_configure` loaded; without it, or if parameters changed since, the model
+        is loaded here. Raises what refuses it."""
+        loaded, refusal = self._loaded, self._refusal
+        self._loaded = self._refusal = None
+        values = self._settings.after(())
+        if refusal is not None:
+            raise refusal
+        if loaded is not None:
+            if loaded.engine.spec == _spec(values):
+                return loaded.engine
+            loaded.engine.close()
+        return self._open(values, set()).engine
+
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the model, open the device, warm up every size, advertise the outputs."""
         try:
             if self._settings.faults:
                 raise ValueError("; ".join(self._settings.faults.values()))
-            engine = self._open(self._settings.after(()), set())
+            engine = self._engine_for_configure()
             self._running = Running.start(engine, self._settings["latency_budget_ms"])
             self._open_cameras()
             self._settings.warn_of_unused_qos()
@@ -203,7 +243,6 @@ class SegmentNode(LifecycleNode):
         if self._running is not None:
             self._running.engine.close()
             self._running = None
-        self._loaded = None
         self._set_class_names([])
         machine.trim_memory()
 
@@ -240,14 +279,16 @@ class SegmentNode(LifecycleNode):
         self.get_logger().info(f"active: reads {inputs}; {kind} on {topics}{classes}")
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Unsubscribe, and wait for the frame in work."""
-        self._stop()
+        """Unsubscribe, and wait for the frame in work; an error if the device hangs."""
+        if not self._stop(STOP_S):
+            self._abandon()
+            return TransitionCallbackReturn.ERROR
         self.state = "inactive"
         self._publish_diagnostics()
         self.get_logger().info("inactive: reads no images")
         return super().on_deactivate(state)
 
-    def _stop(self, timeout_s: float | None = None) -> bool:
+    def _stop(self, timeout_s: float) -> bool:
         """False: the worker was still busy after `timeout_s`."""
         for stream, _ in self.cameras.values():
             stream.close()
@@ -259,6 +300,14 @@ class SegmentNode(LifecycleNode):
             self._running, self._worker = self._worker.running, None
         return True
 
+    def _abandon(self) -> None:
+        """Leave a worker alone whose device hangs: nothing can be taken from it any more."""
+        self._worker = None
+        self._failure = (
+            f"inference has not returned for {STOP_S:g} s, so the model was abandoned: its memory "
+            "is freed when the device answers or the node ends"
+        )
+
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Free the model and its device's memory."""
         self._release()
@@ -269,7 +318,8 @@ class SegmentNode(LifecycleNode):
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop and free, from whatever state."""
         self.state = "finalized"
-        self._stop()
+        if not self._stop(STOP_S):
+            self._abandon()
         self._release()
         self._publish_diagnostics()
         self.get_logger().info("finalized: the node has ended its work")
@@ -282,17 +332,16 @@ class SegmentNode(LifecycleNode):
             f"{diagnostics.retry(self._full_name)}"
         )
         self.state = "unconfigured"
-        self._stop()
+        if not self._stop(STOP_S):
+            self._abandon()
         self._release()
         return SUCCESS
 
     def close(self, timeout_s: float) -> bool:
         """End for good, once the executor has stopped. False: a thread was still busy."""
         deadline = time.monotonic() + timeout_s
-        if self._loader is not None:
-            self._loader.join(timeout_s)
-            if self._loader.is_alive():
-                return False
+        if not self._loader.join(timeout_s):
+            return False
         if not self._stop(max(deadline - time.monotonic(), 0.0)):
             return False
         self.state = "finalized"
@@ -300,26 +349,41 @@ class SegmentNode(LifecycleNode):
         self._release()
         return True
 
+    def destroy_node(self) -> None:
+        """Also what rclpy leaves: while the state machine is there, so is the participant, and its
+        shared memory outlives a process that ends without unwinding."""
+        super().destroy_node()
+        self._state_machine.destroy_when_not_in_use()
+
     # Parameters
 
-    def _open(self, values: Mapping[str, Any], names: set[str]) -> Engine:
+    def _open(self, values: Mapping[str, Any], names: set[str]) -> Loaded:
         """The engine for these parameters, those of `names` being set now. Raises what
         `open_engine` raises, ValueError for a head that the model does not have."""
-        spec, running = _spec(values), self._now_running()
-        if running is None:
-            engine = open_engine(spec, self._library_log)
-        elif self._still_open(running, spec, names):
-            engine = adapted(running.engine, spec)
-        else:
-            # A device that failed is left alone until it is asked for again.
-            device = None if "device" in names or not running.trouble else running.engine.device
-            engine = open_engine(spec, self._library_log, device)
+        spec, worker = _spec(values), self._worker
+        if worker is not None:
+            worker.keeping.acquire()
         try:
-            _check_head(engine, values)
+            running = self._now_running()
+            if running is not None and self._still_open(running, spec, names):
+                loaded = Loaded(adapted(running.engine, spec), worker)
+                worker = None  # released with what was loaded
+                return self._checked(loaded, values)
+        finally:
+            if worker is not None:
+                worker.keeping.release()
+        # A device that failed is left alone until it is asked for again.
+        troubled = running is not None and running.trouble and "device" not in names
+        device = running.engine.device if running is not None and troubled else None
+        return self._checked(Loaded(open_engine(spec, self._library_log, device), None), values)
+
+    def _checked(self, loaded: Loaded, values: Mapping[str, Any]) -> Loaded:
+        try:
+            _check_head(loaded.engine, values)
         except ValueError:
-            self._discard(engine)
+            self._discard(loaded)
             raise
-        return engine
+        return loaded
 
     @staticmethod
     def _still_open(running: Running, spec: EngineSpec, names: set[str]) -> bool:
@@ -334,11 +398,15 @@ class SegmentNode(LifecycleNode):
         # Under the same name there may be another file by now.
         return "model" not in names or store.load(spec.model).sha256 == running.engine.info.sha256
 
-    def _discard(self, engine: Engine) -> None:
+    def _discard(self, loaded: Loaded) -> None:
         """Close an engine that will not run, unless what runs shares its open model."""
-        running = self._now_running()
+        running, engine = self._now_running(), loaded.engine
         if running is None or engine.runtimes is not running.engine.runtimes:
             engine.close()
+        elif engine.refiner is not None and engine.refiner is not running.engine.refiner:
+            engine.refiner.close()
+        if loaded.kept is not None:
+            loaded.kept.keeping.release()
 
     def _now_running(self) -> Running | None:
         return self._worker.running if self._worker is not None else self._running
@@ -382,26 +450,14 @@ class SegmentNode(LifecycleNode):
         if not names or self._now_running() is None:  # configure will
             return
         try:
-            self._loaded = await self._in_thread(lambda: self._open(values, names))
+            self._loaded = await self._loader.load(
+                f"loading {values['model']}", lambda: self._open(values, names)
+            )
         except Exception as error:
             self.get_logger().warning(
                 f"change rejected: {_reason(error)}. The current model keeps running"
             )
             raise
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        future: Future = Future()
-
-        def run() -> None:
-            try:
-                future.set_result(work())
-            except Exception as error:
-                future.set_exception(error)
-            self._wake.trigger()
-
-        self._loader = threading.Thread(target=run, name="loader", daemon=True)
-        self._loader.start()
-        return await future
 
     def _check_settings(self, values: Mapping[str, Any]) -> None:
         """Refuse what the running model cannot do. Raises ValueError."""
@@ -414,7 +470,7 @@ class SegmentNode(LifecycleNode):
                 self._loaded = self._open(values, set())
             except Exception as error:
                 raise ValueError(_reason(error)) from error
-        _check_head(self._loaded or running.engine, values)
+        _check_head(self._loaded.engine if self._loaded else running.engine, values)
 
     def _on_settings_changed(self, names: set[str]) -> None:
         running = self._now_running()
@@ -422,8 +478,10 @@ class SegmentNode(LifecycleNode):
             return
         budget_ms = self._settings["latency_budget_ms"]
         if self._loaded is not None:
-            self._use(running, self._loaded, budget_ms)
-            self._loaded = None
+            loaded, self._loaded = self._loaded, None
+            self._use(running, loaded.engine, budget_ms)
+            if loaded.kept is not None:
+                loaded.kept.keeping.release()
         else:
             running.hold(budget_ms)
         if names & {*SPEC_NAMES, "min_confidence"}:
@@ -499,6 +557,7 @@ class SegmentNode(LifecycleNode):
             self._settings,
             self._shortage,
             self._idle,
+            self._loader.progress,
         )
         if self.state == "active":
             self._findings_log.update(findings)

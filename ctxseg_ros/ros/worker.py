@@ -81,7 +81,9 @@ class Worker:
     """Labels frames from `slots` until they are closed.
 
     What runs may be replaced at any time with `use`: that holds from the next frame on, and what
-    ran before is freed with the last frame that it labelled.
+    ran before is freed with the last frame that it labelled. Whoever makes an engine that shares
+    the open model of what runs holds `keeping` from before until it is in use or given up:
+    recovery from a fault, which closes the model, waits for that.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Worker:
         self.running = running
         self._since: float | None = None  # when the frame in work was taken
         self._replacing = threading.Lock()
+        self.keeping = threading.Lock()
         self._latency = latency
         self._slots = slots
         self._cameras = cameras
@@ -235,6 +238,11 @@ class Worker:
     def _recover(self, failed: Running, error: str) -> None:
         """Open the model again, here or on another device, until it opens or somebody else did."""
         reason = f"inference failed on {failed.engine.device}: {error}"
+        with self.keeping:
+            if self.running.engine.runtimes is not failed.engine.runtimes:
+                return
+            failed = self.running  # perhaps with other groups or another refinement
+            failed.broken = True
         while True:
             wait_s, device = failed.recovery.next()
             failed.broken = True
@@ -243,7 +251,7 @@ class Worker:
             if self._slots.pause(wait_s, lambda: self.running is not failed):
                 return
             try:
-                failed.engine.close()  # first: perhaps it is memory that is short
+                failed.engine.close_runtimes()  # first: perhaps it is memory that is short
                 engine = reopened(failed.engine, device, self._library_log)
             except Exception as refusal:  # whatever a library raises: the next attempt may do
                 reason = f"the model does not open on {device}: {' '.join(str(refusal).split())}"

@@ -74,10 +74,13 @@ def test_a_model_that_loads_for_long_is_left_behind(tmp_path: Path, graph: Any, 
         process = subprocess.Popen(
             [sys.executable, str(script)], env=environment, stdout=output, stderr=subprocess.STDOUT
         )
+    others = shared_memory(os.getpid())
     try:
         wait(lambda: "loading" in log.read_text())
+        segments = shared_memory(process.pid) - others
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
+        assert segments and not {name for name in segments if Path("/dev/shm", name).exists()}
     finally:
         process.kill()
     assert "without waiting" in log.read_text() and "Traceback" not in log.read_text()
