@@ -18,7 +18,7 @@ def files(*patterns: str) -> list[str]:
 setup(
     name=NAME,
     version=ElementTree.parse("package.xml").findtext("version"),  # written there only
-    description="Semantic segmentation of a robot's camera: ROS 2 node, model files, training",
+    description="Real-time semantic segmentation for ROS 2: node, model files, training",
     license="Apache-2.0",
     maintainer="ctxseg_ros maintainers",
     maintainer_email="maintainers@ctxseg-ros.invalid",

@@ -7,7 +7,7 @@ Segmenters on three encoders learn CamVid from 5, 20 and 100 % of its training f
 scored on all of val at the truth's own size:
 
 - `deit_tiny`: ViT-Ti/16 from 1.3 million labels of ImageNet.
-- `dino_tiny`: ViT-Ti/16 that began as `deit_tiny` and was taught by DINOv2-S on frames without
+- `dino_tiny`: ViT-Ti/16 initialised from `deit_tiny` and distilled from DINOv2-S on frames without
   labels, CamVid's training frames among them: what lies between the two is what that bought.
 - `dinov2_small`: DINOv2-S, patch 14. It is larger: compare it with care.
 
@@ -99,7 +99,7 @@ class Backbone:
 BACKBONES = {
     "deit_tiny": Backbone("DeiT-Ti (ImageNet's labels)", "deit_tiny_patch16_224", 16),
     "dino_tiny": Backbone(
-        "dino_tiny (DeiT-Ti taught by DINOv2-S)", "deit_tiny_patch16_224", 16, last_heads=6
+        "dino_tiny (distilled from DINOv2-S)", "deit_tiny_patch16_224", 16, last_heads=6
     ),
     "dinov2_small": Backbone("DINOv2-S (no labels)", "vit_small_patch14_dinov2.lvd142m", 14),
 }
@@ -272,7 +272,7 @@ def table(found: dict[str, Any]) -> str:
         f"{settings['steps']} steps of {settings['batch']} frames at about {settings['size']}, "
         f"{settings['precision']}, seed {settings['seed']}; {found['machine']['cpu']}, "
         f"{found['machine']['cores']} cores{f', {gpu}' if gpu else ''}; commit {found['commit']}. "
-        "Made by `python benchmarks/label_efficiency.py`, which says what the rows are.",
+        "Made by `python benchmarks/label_efficiency.py`, which describes the rows.",
         "",
         f"| encoder | trained | {' | '.join(heads)} |",
         f"|---|---|{'--:|' * len(SHARES)}",

@@ -179,7 +179,7 @@ class Parent:
 
 
 def segment_node(parameters: Mapping[str, str | int | float | list[str]], folder: Path) -> Child:
-    """Start the package's node, with config/fastdds.xml as its README asks."""
+    """Start the package's node, with config/fastdds.xml as docs/troubleshooting.md asks."""
     arguments = ["--ros-args"]
     for key, value in parameters.items():
         arguments += ["-p", f"{key}:={json.dumps(value)}"]  # JSON is YAML

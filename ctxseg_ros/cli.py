@@ -27,7 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ctxseg", description="Real-time semantic perception.")
+    parser = argparse.ArgumentParser(
+        prog="ctxseg", description="Real-time semantic segmentation: models on this machine."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     models = commands.add_parser("models", help="list the models that this package ships")

@@ -156,7 +156,7 @@ def test_training_commands_and_their_options_exist(
             continue
         described = help_of(capsys, [command])
         choices = re.search(r"\{([\w,]+)\}", described) if command in ("data", "evaluate") else None
-        if choices and rest:
+        if choices and rest and rest[0] != "NAME":
             assert rest[0] in choices[1].split(",")
             described = help_of(capsys, [command, rest[0]])
         for word in rest:

@@ -85,7 +85,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ros_machine_environment(folder: Path) -> Path:
-    """Make the README's environment (system site packages) offline; return its interpreter.
+    """Make the environment of docs/getting_started.md offline; return its interpreter.
 
     The packages of the environment that runs the tests stand in for apt's and for what the recipe
     downloads. As with apt's python3-opencv, `cv2` can be imported and no distribution says so.

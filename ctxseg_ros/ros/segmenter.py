@@ -58,7 +58,7 @@ class Loaded(NamedTuple):
 
 
 class SegmentNode(LifecycleNode):
-    """configure loads the model, activate subscribes and starts the worker; see the README.
+    """Configure loads the model; activate subscribes and starts the worker.
 
     `shortage`: why this process has no shared memory, if so (transport.py). `state`: of the
     lifecycle, as diagnostics have it. `cameras`: while configured, what each one sends and what is

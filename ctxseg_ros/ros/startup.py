@@ -42,7 +42,7 @@ def missing_module(error: ImportError, ros: Path = ROS) -> str:
         return (
             f"{message}. This is {sys.executable}; to install it there: {sys.executable} -m pip "
             f"install {package}, in an environment that was made with --system-site-packages and "
-            "builds this package (README: On a ROS machine)"
+            "builds this package (docs/getting_started.md: With ROS)"
         )
     distributions = sorted(path.parent for path in ros.glob("*/setup.bash"))
     fitting = [path for path in distributions if _python_of(path) in (None, _PYTHON)]
@@ -51,7 +51,8 @@ def missing_module(error: ImportError, ros: Path = ROS) -> str:
         return (
             f"{message}. ROS 2 is installed for another Python: {built}, this is {sys.executable} "
             f"({_PYTHON}). Make the environment with /usr/bin/python3 -m venv "
-            "--system-site-packages, and install this package there (README: On a ROS machine)"
+            "--system-site-packages, and install this package there (docs/getting_started.md: "
+            "With ROS)"
         )
     sourced = os.environ.get("ROS_DISTRO")
     if sourced and ros / sourced in fitting:

@@ -121,7 +121,10 @@ def loss_advice(
     if reason := shortage(environment, memory):
         return reason
     which = "the camera's process" if own_profile(environment) else "this node and the camera"
-    return f"give {which} config/fastdds.xml (README: Lost frames), or let it publish reliable"
+    return (
+        f"give {which} config/fastdds.xml (docs/troubleshooting.md: Frames are lost), or let the "
+        "camera publish reliable"
+    )
 
 
 def own_profile(environment: Mapping[str, str]) -> tuple[str, Path] | None:
