@@ -194,13 +194,14 @@ def _plot_own_cost(axes: Axes, rows: Sequence[Row], colours: dict[str, str]) -> 
                 cost = row["own_cost_ms"]["p50"]
                 bar = axes.bar(x, cost, 0.92 * width, color=colours[node])
                 axes.bar_label(bar, fmt="%.1f", fontsize=8)
+    texts = list(names)
     for name, goal in OWN_COST_GOALS.items():
         if name in names:
             x = names.index(name)
             axes.hlines(goal, x - 0.45, x + 0.45, "black", "--", lw=1)
-            axes.annotate(f"goal {goal:g}", (x - 0.46, goal), ha="right", va="center", fontsize=8)
-    axes.set_xticks(range(len(names)), names)
-    axes.set_xlim(-0.8, len(names) - 0.5)
+            texts[x] = f"{name}\ngoal: {goal:g}"
+    axes.set_xticks(range(len(names)), texts)
+    axes.set_xlim(-0.5, len(names) - 0.5)
     axes.set_ylabel("end to end minus inference, p50, ms")
     axes.set_title(f"Own cost, one camera at {OWN_COST_RATE_HZ} Hz")
     axes.grid(axis="y", color="0.9")
