@@ -21,7 +21,7 @@ from ctxseg_ros.model.prediction import Prediction
 from ctxseg_ros.ros import qos
 from ctxseg_ros.ros.camera_input import Frame
 from ctxseg_ros.ros.images import read_rgb, to_image
-from ctxseg_ros.ros.parameters import Settings
+from ctxseg_ros.ros.parameters import Values
 
 IMAGES = {
     "labels": "class ids (mono8) at the camera's size; 255 = unlabelled",
@@ -41,9 +41,8 @@ class CameraOutputs:
     """The publishers of one camera. Made and destroyed by the executor's thread, used by the
     worker's."""
 
-    def __init__(self, node: Node, camera: str, settings: Settings) -> None:
+    def __init__(self, node: Node, camera: str) -> None:
         self._node = node
-        self._settings = settings
         self._suspects: dict[str, Publisher] = {}  # with a subscriber that once did not match
         prefix = f"~/{camera}/" if camera else "~/"
         kinds: dict[str, type] = {
@@ -77,11 +76,13 @@ class CameraOutputs:
         """Whether a topic that takes inference has a subscriber now."""
         return bool(self.wanted() - {"camera_info"})
 
-    def publish_labels(self, frame: Frame, prediction: Prediction, wanted: Wanted) -> None:
+    def publish_labels(
+        self, frame: Frame, prediction: Prediction, wanted: Wanted, settings: Values
+    ) -> None:
         """What robots act on: labels and confidence, or attention and its mask."""
         header = frame.message.header
         if prediction.attention is not None:
-            self._publish_attention(frame, prediction.attention, wanted)
+            self._publish_attention(frame, prediction.attention, wanted, settings)
             return
         assert prediction.labels is not None
         if "labels" in wanted:
@@ -95,31 +96,32 @@ class CameraOutputs:
             )
 
     def _publish_attention(
-        self, frame: Frame, attention: NDArray[np.float32], wanted: Wanted
+        self, frame: Frame, attention: NDArray[np.float32], wanted: Wanted, settings: Values
     ) -> None:
         header = frame.message.header
-        plane = self._plane(attention)
+        plane = _plane(attention, settings["attention_head"])
         if "attention" in wanted:
             self._publish("attention", header, attention_image(plane, *frame.size), "mono8")
         if "attention_mask" in wanted:
-            mask = mass_mask(plane, self._settings["attention_mass"])
+            mask = mass_mask(plane, settings["attention_mass"])
             self._publish("attention_mask", header, mask_image(mask, *frame.size), "mono8")
 
-    def _plane(self, attention: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The chosen head's plane."""
-        head = self._settings["attention_head"]
-        # A model with more heads takes over after this frame, and this is one of them.
-        return head_map(attention, head if head < len(attention) else -1)
-
     def publish_pictures(
-        self, frame: Frame, prediction: Prediction, engine: Engine, wanted: Wanted
+        self,
+        frame: Frame,
+        prediction: Prediction,
+        engine: Engine,
+        wanted: Wanted,
+        settings: Values,
     ) -> None:
         """What people look at: class colours or attention as heat, alone and over the frame."""
-        header, alpha = frame.message.header, self._settings["overlay_alpha"]
+        header, alpha = frame.message.header, settings["overlay_alpha"]
         if not wanted & {"color", "overlay"}:
             return
         if prediction.attention is not None:
-            heat = attention_image(self._plane(prediction.attention), *frame.size)
+            heat = attention_image(
+                _plane(prediction.attention, settings["attention_head"]), *frame.size
+            )
             if "color" in wanted:
                 self._publish("color", header, render.heat_map(heat), "rgb8")
             if "overlay" in wanted:
@@ -174,6 +176,12 @@ class CameraOutputs:
             else:
                 said.append(sentence)
         return said
+
+
+def _plane(attention: NDArray[np.float32], head: int) -> NDArray[np.float32]:
+    """The chosen head's plane; the mean of all where this model does not have that head."""
+    # A model with more heads takes over after this frame.
+    return head_map(attention, head if head < len(attention) else -1)
 
 
 @functools.lru_cache(maxsize=8)

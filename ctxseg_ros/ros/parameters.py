@@ -251,6 +251,10 @@ def _is_empty_list(value: Any) -> bool:
     return isinstance(value, list | tuple | array) and not value
 
 
+Values = Mapping[str, Any]
+"""Values of settings by name, which never change."""
+
+
 class Settings:
     """The declared parameters' values, by name.
 
@@ -275,7 +279,7 @@ class Settings:
         self._locked = locked
         self._check = check
         self._changed = changed
-        self._values: dict[str, Any] = {}
+        self._values: Values = {}
         self._declared = False
         self.faults: dict[str, str] = {}
         with node.handle:
@@ -296,6 +300,10 @@ class Settings:
 
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
+
+    def now(self) -> Values:
+        """All values together, for work that must not see a change halfway."""
+        return self._values
 
     def after(self, parameters: Sequence[Parameter]) -> dict[str, Any]:
         """All values as they would be with these parameters set. Raises ValueError if one of them
@@ -374,10 +382,12 @@ class Settings:
 
     def _after_set(self, parameters: list[Parameter]) -> None:
         known = {item.name for item in parameters if item.name in self._table}
+        values = {}
         for parameter in parameters:
             if parameter.name in known:
                 setting = self._table[parameter.name]
-                self._values[parameter.name] = setting.value(parameter.name, parameter.value)
+                values[parameter.name] = setting.value(parameter.name, parameter.value)
                 self.faults.pop(parameter.name, None)
+        self._values = {**self._values, **values}  # another one: `now` was handed out
         if known and self._declared:
             self._changed(known)

@@ -230,7 +230,7 @@ class SegmentNode(LifecycleNode):
                 self._settings,
                 lambda frame, name=name: self._slots.put(name, frame),  # type: ignore[misc]
             )
-            self.cameras[name] = stream, CameraOutputs(self, name, self._settings)
+            self.cameras[name] = stream, CameraOutputs(self, name)
         self._label_infos.open(self.cameras)
 
     def _release(self) -> None:

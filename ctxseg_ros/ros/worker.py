@@ -156,11 +156,12 @@ class Worker:
         self, frame: Frame, stream: CameraStream, outputs: CameraOutputs, running: Running
     ) -> None:
         started = time.monotonic()
-        max_age_ms = self._settings["max_age_ms"]
+        settings = self._settings.now()
+        max_age_ms = settings["max_age_ms"]
         if max_age_ms and (started - frame.stamp) * 1e3 > max_age_ms:
             stream.counts.add("stale")
             return
-        if not (self._settings["always_infer"] or outputs.needed()):
+        if not (settings["always_infer"] or outputs.needed()):
             stream.counts.add("idle")
             return
         times = FrameTimes(frame.stamp, frame.received, started)
@@ -173,14 +174,14 @@ class Worker:
         except Exception as error:  # each library raises its own kinds
             raise InferenceFailed(f"{type(error).__name__}: {error}") from error
         times.inferred = time.monotonic()
-        prediction = engine.refined(pixels, prediction, self._settings["merge_level"])
+        prediction = engine.refined(pixels, prediction, settings["merge_level"])
         times.refined = time.monotonic()
         wanted = outputs.wanted()
         prediction = engine.finish(
-            prediction, *frame.size, self._settings["min_confidence"], "confidence" in wanted
+            prediction, *frame.size, settings["min_confidence"], "confidence" in wanted
         )
         times.finished = time.monotonic()
-        outputs.publish_labels(frame, prediction, wanted)
+        outputs.publish_labels(frame, prediction, wanted, settings)
         times.published = time.monotonic()
         stages = times.stages()
         stream.counts.add("labelled")
@@ -189,7 +190,7 @@ class Worker:
             stream.check_depth(frame, pixels)
             if "camera_info" in wanted:
                 self._publish_camera_info(frame, stream, outputs)
-            outputs.publish_pictures(frame, prediction, engine, wanted)
+            outputs.publish_pictures(frame, prediction, engine, wanted, settings)
         except Exception as error:  # the labels are out: as a frame it is no failure
             stream.log.error(f"beside the labels: {error}", throttle_duration_sec=THROTTLE_S)
         if frame.doubtful:  # its age may be none

@@ -149,7 +149,7 @@ def test_a_subscriber_of_a_remapped_output_that_cannot_match_is_named(
     )
     executor = SingleThreadedExecutor(context=looker.context)
     executor.add_node(node)
-    outputs = CameraOutputs(node, "", {})
+    outputs = CameraOutputs(node, "")
     durable = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     subscription = looker.create_subscription(Image, "/left", lambda _: None, durable)
     try:

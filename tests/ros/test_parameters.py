@@ -342,3 +342,15 @@ def test_a_refused_value_changes_nothing(node: Node) -> None:
     assert not refused.successful and "clean up" in refused.reason
     assert put("share", 0.1).successful
     assert (made["kind"], made["share"]) == ("compressed", 0.1)
+
+
+def test_values_of_one_moment_do_not_change(node: Node) -> None:
+    """A frame in work goes on with the values that it began with, all from the same moment."""
+    made = Settings(node, TABLE)
+    before = made.now()
+    share = before["share"]
+    result = node.set_parameters_atomically(
+        [Parameter("share", value=0.75), Parameter("name", value="other")]
+    )
+    assert result.successful
+    assert (before["share"], made.now()["share"], made.now()["name"]) == (share, 0.75, "other")
