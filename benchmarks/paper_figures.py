@@ -51,7 +51,8 @@ from training.data.camvid import CLASSES, VOID, camvid_pairs, read_camvid
 from training.data.files import DataError, read_image
 from training.data.pairs import Pair, pair_files
 from training.evaluation.evaluate import evaluate_labels, evaluate_regions, fitting_size
-from training.export.checkpoint import ExportError, agreement, load_system, network_labels
+from training.export.checkpoint import agreement, network_labels
+from training.systems.registry import CheckpointError, load_system
 from training.systems.wnet import WNetSystem
 
 ROWS = 5
@@ -119,10 +120,12 @@ class Decoder:
     """W-Net as it was trained, with the half that the model file leaves out."""
 
     def __init__(self, checkpoint: Path, info: ModelInfo, images: Sequence[Picture]) -> None:
-        """Raises ExportError unless it is the W-Net that labels the images as the file does."""
+        """Raises CheckpointError unless it is the W-Net that labels the images as the file does."""
         system, _ = load_system(checkpoint)
         if not isinstance(system, WNetSystem):
-            raise ExportError(f"{checkpoint}: a {type(system).__name__}; give one of a WNetSystem")
+            raise CheckpointError(
+                f"{checkpoint}: a {type(system).__name__}; give one of a WNetSystem"
+            )
         self._network = system.network
         size = info.fixed_size or info.size
         fitted = [_fit(image, size) for image in images]
@@ -131,7 +134,7 @@ class Decoder:
         runtime.close()
         same = agreement([network_labels(system, image) for image in fitted], found)
         if same < SAME:
-            raise ExportError(
+            raise CheckpointError(
                 f"{checkpoint}: its labels are those of {info.name} on {same:.1%} of pixels only; "
                 "give the checkpoint that this model was exported from"
             )

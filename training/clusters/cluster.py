@@ -41,13 +41,13 @@ from training.export.checkpoint import (
     ExportError,
     export_graph,
     halve_weights,
-    load_system,
     parity,
     write_checked,
 )
 from training.export.precision import bf16_change
 from training.networks.deployed import AttentionGraph, SegmenterGraph
 from training.networks.encoder import Encoder, check_multiple
+from training.systems.registry import load_system
 
 #: Frames whose patches are clustered, at most, evenly over the source.
 MOST_FRAMES = 1000

@@ -125,13 +125,15 @@ class KNN(L.Callback):
         self.sets = [train, val]
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Raises DataError, in the sanity check already, if the network does not take the size."""
+        """Raises DataError, in the sanity check already, if the system does not embed this size."""
         try:
             with torch.no_grad():
                 blank = torch.zeros(1, 3, self.size, self.size, dtype=torch.uint8)
                 pl_module.embed(blank.to(pl_module.device))
         except ValueError as error:
             raise DataError(f"size of the neighbours' frames: {error}") from error
+        except NotImplementedError as error:
+            raise DataError(f"no nearest neighbours: {error}") from error
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking:

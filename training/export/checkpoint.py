@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from torch import nn
 
 from ctxseg_ros.command import CommandFailed, run_command
 from ctxseg_ros.image.encodings import AS_STATED, Reading
@@ -37,12 +35,9 @@ from training.data.frames import open_frames
 from training.data.own import CLASSES_HELP, find_label_set
 from training.data.pairs import pair_files
 from training.export.precision import accuracy, bf16_change, label_scores, summary
-from training.networks.deployed import AttentionGraph
-from training.systems.dino import DinoSystem
-from training.systems.distilled import DistilledSystem
-from training.systems.segmenter import SegmenterSystem
-from training.systems.unet import UNetSystem
-from training.systems.wnet import WNetSystem
+from training.networks.deployed import AttentionGraph, DeployedGraph
+from training.systems.base import System
+from training.systems.registry import load_system
 
 OPSET = 18
 #: Least share of pixels, or of patches, on which the file agrees with the network.
@@ -54,16 +49,6 @@ FRAMES = 20
 #: Smaller tensors stay in float32: they are norms and biases, and few bytes.
 HALVED_FROM = 4096
 
-#: What torch.load raises for a file that is damaged, something else, or not there.
-_NOT_A_CHECKPOINT = (OSError, EOFError, RuntimeError, pickle.UnpicklingError)
-
-
-System = DinoSystem | DistilledSystem | SegmenterSystem | UNetSystem | WNetSystem
-SYSTEMS: dict[str, type[System]] = {
-    kind.__name__: kind
-    for kind in (DinoSystem, DistilledSystem, SegmenterSystem, UNetSystem, WNetSystem)
-}
-
 
 class ExportError(ValueError):
     """A checkpoint, or what was asked for, that cannot be exported."""
@@ -73,7 +58,7 @@ class ParityError(CommandFailed):
     """The exported file does not compute what the network computes."""
 
 
-def export_graph(graph: nn.Module, task: str) -> onnx.ModelProto:
+def export_graph(graph: DeployedGraph, task: str) -> onnx.ModelProto:
     """A task's deployment graph with symbolic ``height`` and ``width``, without metadata."""
     # Of every model it warns that it could not fold some constants.
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
@@ -134,35 +119,6 @@ def halve_weights(model: onnx.ModelProto) -> None:
     nodes = [*casts, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
-
-
-def load_system(checkpoint: Path) -> tuple[System, dict[str, Any]]:
-    """The system of a checkpoint, in evaluation mode, and what the run was.
-
-    Raises:
-        ExportError: the file is no checkpoint of a system that can be exported.
-    """
-    try:
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        run = {
-            "epochs": saved["epoch"] + 1,
-            "steps": saved["global_step"],
-            "recipe": {k: v for k, v in saved["hyper_parameters"].items() if k[0] != "_"},
-        }
-        kind = SYSTEMS[saved["system"]]
-        # The weights are in the checkpoint: nothing to begin from is looked for.
-        beginnings = {"weights": None, "pretrained": False}
-        untaught = {k: v for k, v in beginnings.items() if k in run["recipe"]}
-        system = kind.load_from_checkpoint(
-            checkpoint, map_location="cpu", weights_only=True, **untaught
-        )
-    except (*_NOT_A_CHECKPOINT, KeyError, TypeError, ValueError) as error:
-        first = str(error).strip().partition("\n")[0]  # torch goes on to advise unpickling
-        raise ExportError(f"{checkpoint}: no checkpoint of this version: {first}") from error
-    for key in ("weights", "teacher_weights", "vit_weights"):
-        if path := run["recipe"].get(key):
-            run["recipe"][key] = Path(path).name
-    return system.eval(), run
 
 
 def network_labels(system: System, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -320,7 +276,8 @@ def export(
     Raises:
         ParityError: the file differs from the network on more than 0.1 % of pixels (attention:
             patches).
-        ExportError: the checkpoint cannot be exported, or labels are given for attention.
+        CheckpointError: see ``load_system``.
+        ExportError: labels are given for attention.
         DataError: there are no frames, or frames and labels do not fit.
     """
     system, run = load_system(checkpoint)

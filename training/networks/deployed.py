@@ -14,7 +14,16 @@ from training.networks.segmenter import Segmenter, decoded
 from training.networks.unet import UNet
 
 
-class ViTGraph(nn.Module):
+class DeployedGraph(nn.Module):
+    """A network that is exported: frames uint8 [1, H, W, 3] in, what the model file gives out.
+
+    ``stride``: H and W are multiples of it.
+    """
+
+    stride: int
+
+
+class ViTGraph(DeployedGraph):
     """What graphs of ViTs share, in operators that every runtime has.
 
     - One byte a channel comes in, and only a Cast sees it (TensorRT takes uint8 into nothing
@@ -116,7 +125,7 @@ class AttentionGraph(ViTGraph):
         return self.published(self.encoder.attention(patches)).unflatten(-1, patches.shape[1:3])
 
 
-class UNetGraph(nn.Module):
+class UNetGraph(DeployedGraph):
     """A U-Net for frames of one byte a channel: its logits, or U_Enc's of a W-Net.
 
     The division by 255 is folded into the first convolution, which is exact: what it pads with

@@ -9,21 +9,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from ctxseg_ros.model.model_file import ClassInfo
 from training.data.crops import Crops, CropsBatch
 from training.data.files import DataError
-from training.data.unlabelled import NOTHING, UnlabelledBatch, and_now
+from training.data.unlabelled import UnlabelledBatch
 from training.losses.dino import dino_loss, entropy, sharpened
 from training.networks.deployed import AttentionGraph
 from training.networks.dino_head import DinoHead
 from training.networks.encoder import Encoder, check_multiple
-from training.systems.labelled import finite
+from training.systems.base import UnlabelledSystem
 from training.systems.pictures import attention_sheet, log_picture
+from training.systems.schedules import cosine, warmed
 
 #: Steps after which the teacher's outputs are looked at. By then the centre, which begins at 0,
 #: is where it should be.
@@ -32,11 +33,6 @@ LOOK_EVERY = 50
 UNIFORM = 0.99
 #: ... or that of the mean of a batch is below this share.
 ONE_OUTPUT = 0.05
-
-
-def cosine(start: float, end: float, done: float) -> float:
-    """From ``start`` to ``end`` along half a cosine when ``done``, 0-1, is over."""
-    return end + (start - end) * (1 + math.cos(math.pi * min(1.0, done))) / 2
 
 
 class Branch(nn.Module):
@@ -53,7 +49,7 @@ class Branch(nn.Module):
         return self.head(torch.cat(tokens)).unflatten(0, (-1, len(views[0])))
 
 
-class DinoSystem(L.LightningModule):
+class DinoSystem(UnlabelledSystem):
     """A student that sees all views of a frame predicts what its teacher says of the global ones.
 
     The teacher is the slow average of the student. Its outputs are centred by a slow average of
@@ -130,8 +126,6 @@ class DinoSystem(L.LightningModule):
         self.teacher.requires_grad_(False)
         self.centre: Tensor
         self.register_buffer("centre", torch.zeros(outputs))
-        #: The frames that taught it, in words.
-        self.data = NOTHING
         #: Steps of the run and of an epoch, once the trainer knows.
         self.steps = self.epoch_steps = 1
 
@@ -148,17 +142,13 @@ class DinoSystem(L.LightningModule):
             if not 0 <= h[name] < 1:
                 raise ValueError(f"{name} is {h[name]}: it must be from 0 to below 1")
 
-    def graph(self) -> nn.Module:
+    def graph(self) -> AttentionGraph:
         """The teacher's encoder as it is deployed, see ``training.networks.deployed``."""
         return AttentionGraph(self.teacher.encoder)
 
     def class_infos(self) -> list[ClassInfo]:
         """None: a map of attention has no classes."""
         return []
-
-    def origin(self) -> tuple[str, str]:
-        """What taught the network, and the terms of that data."""
-        return self.data, "those of the frames it was trained on"
 
     def embed(self, images: Tensor) -> Tensor:
         """The teacher's CLS tokens [B, D] of images uint8 [B, 3, H, W]."""
@@ -186,18 +176,7 @@ class DinoSystem(L.LightningModule):
             now += f", begun from {Path(self.hparams.weights).name}"
         elif self.hparams.pretrained:
             now += f", begun from timm's {self.hparams.backbone}"
-        self.data = and_now(self.data, now)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["system"] = type(self).__name__
-        checkpoint["data"] = self.data
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.data = checkpoint["data"]
-
-    def on_train_batch_start(self, batch: CropsBatch, index: int) -> None:
-        step = self.global_step * self.trainer.world_size + self.global_rank
-        torch.manual_seed(self.hparams.seed + 1_000_003 * step)
+        self.learn_from(now)
 
     def temperature(self) -> float:
         """The teacher's, at this step."""
@@ -217,7 +196,7 @@ class DinoSystem(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         if (self.global_step + 1) % LOOK_EVERY == 0 or self.global_step + 1 == self.steps:
             self.look_for_collapse(target)
-        return finite(loss, self, index, names)
+        return self.finite(loss, index, names)
 
     def over_processes(self, mean: Tensor) -> Tensor:
         """The mean of a tensor of each process; their batches are of one size."""
@@ -238,9 +217,7 @@ class DinoSystem(L.LightningModule):
             "train/teacher_temperature": self.temperature(),
             "train/teacher_momentum": self.teacher_momentum(),
         }
-        # Lightning writes every few steps, and a look would seldom be one of them.
-        for logger in self.loggers:
-            logger.log_metrics(seen, self.global_step)
+        self.log_now(seen)
         # An untaught head says almost the same of every frame: no collapse before it has learned.
         taught = self.current_epoch >= max(self.hparams.frozen, self.hparams.warmup)
         if taught and spread > UNIFORM * most:
@@ -295,7 +272,7 @@ class DinoSystem(L.LightningModule):
             maps = [row.mean(1), *row.unbind(1)]
             log_picture(self, "val", attention_sheet(images, [m.unflatten(-1, grid) for m in maps]))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         h, trainer = self.hparams, self.trainer
         accumulated = trainer.accumulate_grad_batches
         trainer.fit_loop.setup_data()  # only then does the trainer know the batches of an epoch
@@ -309,12 +286,10 @@ class DinoSystem(L.LightningModule):
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=top, weight_decay=h.weight_decay[0])
-        warmup = h.warmup * self.epoch_steps
-
-        def factor(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / warmup
-            return cosine(1.0, h.min_lr / top, (step - warmup) / max(1, self.steps - warmup))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        least = h.min_lr / top
+        return warmed(
+            optimizer,
+            self.steps,
+            h.warmup * self.epoch_steps,
+            lambda done: cosine(1.0, least, done),
+        )

@@ -4,21 +4,21 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from ctxseg_ros.model.model_file import ClassInfo
 from training.data.files import DataError
-from training.data.unlabelled import NOTHING, Frames, UnlabelledBatch, and_now
+from training.data.unlabelled import Frames, UnlabelledBatch
 from training.losses.dino import entropy
 from training.networks.deployed import AttentionGraph, sharpened
 from training.networks.encoder import Encoder, create_vit
-from training.systems.labelled import check_data_size, decay_groups, finite, warmed_poly
+from training.systems.base import UnlabelledSystem, check_data_size
 from training.systems.pictures import attention_sheet, log_picture
+from training.systems.schedules import decay_groups, warmed_poly
 
 #: Shares of attention are at least this in the loss, so that none has an infinite logarithm
 #: or derivative.
@@ -28,7 +28,7 @@ _POWERS = (0.25, 4.0)
 _HALVINGS = 20
 
 
-class DistilledSystem(L.LightningModule):
+class DistilledSystem(UnlabelledSystem):
     """Student and frozen teacher see the same part of a frame, cut into the same grid of patches.
 
     Three losses, averaged over patches or maps, make the student's maps and features mean what the
@@ -95,8 +95,6 @@ class DistilledSystem(L.LightningModule):
         self._seen: list[tuple[Tensor, Tensor]] = []
         # No submodule: its weights are not the run's, and belong into no checkpoint.
         self._teacher: tuple[Encoder, ...] = ()
-        #: The frames that taught it, in words.
-        self.data = NOTHING
 
     def setup(self, stage: str) -> None:
         """Load the teacher. Raises as Encoder does."""
@@ -142,7 +140,7 @@ class DistilledSystem(L.LightningModule):
         }
         return losses, found, wanted
 
-    def graph(self) -> nn.Module:
+    def graph(self) -> AttentionGraph:
         """The student as it is deployed, see ``training.networks.deployed``."""
         return AttentionGraph(self.network, self.sharpness)
 
@@ -150,8 +148,12 @@ class DistilledSystem(L.LightningModule):
         """None: attention has no classes."""
         return []
 
+    def embed(self, images: Tensor) -> Tensor:
+        """The student's CLS tokens [B, D] of images uint8 [B, 3, H, W]."""
+        return self.network.features(images)[0][:, 0]
+
     def origin(self) -> tuple[str, str]:
-        """What taught the student, and the terms of that data."""
+        """The teacher and the training frames, and their terms of use."""
         return f"{self.hparams.teacher}, on {self.data}", "those of the frames and of the teacher"
 
     def on_fit_start(self) -> None:
@@ -162,14 +164,7 @@ class DistilledSystem(L.LightningModule):
                 "--data training.data.unlabelled.Frames"
             )
         check_data_size(data.size, self.network.patch)
-        self.data = and_now(self.data, data.summary)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["system"] = type(self).__name__
-        checkpoint["data"] = self.data
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.data = checkpoint["data"]
+        self.learn_from(data.summary)
 
     def training_step(self, batch: UnlabelledBatch, index: int) -> Tensor:
         images, names = batch
@@ -179,7 +174,7 @@ class DistilledSystem(L.LightningModule):
         h = self.hparams
         total = h.attention_loss * losses["attention"] + h.entropy_loss * losses["entropy"]
         total = total + h.feature_loss * losses["features"]
-        return finite(total, self, index, names)
+        return self.finite(total, index, names)
 
     def validation_step(self, batch: UnlabelledBatch, index: int) -> None:
         images, _ = batch
@@ -198,7 +193,7 @@ class DistilledSystem(L.LightningModule):
         self.sharpness.copy_(matching_powers(found, wanted))
         self.log("val/sharpness", self.sharpness.mean(), sync_dist=True)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         h = self.hparams
         groups = decay_groups(nn.ModuleList([self.network, self.head]), h.lr, h.weight_decay)
         return warmed_poly(torch.optim.AdamW(groups, lr=h.lr), self.trainer, h.warmup)

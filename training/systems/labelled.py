@@ -6,14 +6,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from ctxseg_ros.command import CommandFailed
 from ctxseg_ros.model.model_file import ClassInfo
 from training.data.files import DataError
 from training.data.label_sets import LABEL_SETS
@@ -24,33 +23,14 @@ from training.data.pairs import IGNORE
 from training.evaluation.scores import Scores
 from training.losses.allowed_classes import allowed_classes_loss
 from training.losses.lovasz import lovasz_softmax
-from training.networks.encoder import check_multiple
+from training.systems.base import System
+from training.systems.schedules import decay_groups, warmed_poly
 
 #: A label set's name, or name and colour (RGB) of each class.
 Classes = str | list[tuple[str, tuple[int, int, int]]]
 
 
-class TrainingDiverged(CommandFailed):
-    """The loss became NaN or infinite. The message names the step and the batch."""
-
-
-def finite(loss: Tensor, system: L.LightningModule, index: int, names: list[str]) -> Tensor:
-    """``loss`` itself. Raises TrainingDiverged, naming the batch, where it is NaN or infinite."""
-    if not torch.isfinite(loss):
-        raise TrainingDiverged(
-            f"loss is {loss.item()} at step {system.global_step} of epoch {system.current_epoch}, "
-            f"batch {index}: {', '.join(names)}. Lower the learning rate, or use bf16 or fp32 in "
-            "place of fp16; look at these frames if it happens at them again."
-        )
-    return loss
-
-
-def poly(done: float) -> float:
-    """Factor of the learning rate when ``done`` of the run, 0-1, is over."""
-    return max(0.0, 1 - done) ** 0.9
-
-
-class LabelledSystem(L.LightningModule):
+class LabelledSystem(System):
     """A network [B, 3, H, W] uint8 -> logits [B, K, H, W], its loss and its optimiser.
 
     A subclass makes the network, calls ``save_hyperparameters`` and names these hyperparameters:
@@ -66,8 +46,7 @@ class LabelledSystem(L.LightningModule):
     - ``optimizer``: ``sgd`` (momentum 0.9) or ``adamw``; ``lr``, ``weight_decay``.
     - ``schedule``: ``poly`` decays by (1 - t)^0.9 over the run after ``warmup`` steps; ``plateau``
       divides by 10 when val mIoU has not risen for 10 validations.
-    - ``size``: (height, width) that the exported model is meant for.
-    - ``seed``: of dropout, set anew at each step so that a resumed run equals an unbroken one.
+    - ``size``, ``seed``: see System.
     """
 
     task = "semantic"
@@ -153,10 +132,6 @@ class LabelledSystem(L.LightningModule):
             extra = len(self.val_names) + 1 - len(self.confusions)
             self.confusions.extend(self._confusion() for _ in range(extra))
 
-    def graph(self) -> nn.Module:
-        """The network as it is deployed, see ``training.networks.deployed``."""
-        raise NotImplementedError
-
     def logits(self, images: Tensor) -> Tensor:
         """Float [B, K, H, W] of images uint8 [B, 3, H, W]; the greatest is the label."""
         return self.deployed(images)
@@ -170,16 +145,12 @@ class LabelledSystem(L.LightningModule):
         return self.data
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["system"] = type(self).__name__
+        super().on_save_checkpoint(checkpoint)
         checkpoint["data"] = list(self.data)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         origin, terms = checkpoint["data"]
         self.data = (origin, terms)
-
-    def on_train_batch_start(self, batch: Batch, index: int) -> None:
-        step = self.global_step * self.trainer.world_size + self.global_rank
-        torch.manual_seed(self.hparams.seed + 1_000_003 * step)
 
     def loss(self, logits: Tensor, batch: LabelledBatch, pixels: Tensor) -> Tensor:
         """``allowed_classes_loss`` per labelled pixel of the global batch, plus the Lovász term.
@@ -220,7 +191,7 @@ class LabelledSystem(L.LightningModule):
             apart = self.consistency_loss(logits[count:], unlabelled.images)
             self.log("train/consistency", apart, sync_dist=True)
             loss = loss + self.hparams.consistency * apart
-        loss = finite(loss, self, index, labelled.names)
+        loss = self.finite(loss, index, labelled.names)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
@@ -272,7 +243,7 @@ class LabelledSystem(L.LightningModule):
             if is_there:
                 self.log(f"{prefix}iou_{name}", float(iou))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         h = self.hparams
         groups = self.parameter_groups()
         optimizer: torch.optim.Optimizer
@@ -317,38 +288,3 @@ def _parts(
     images, labels, names = batch
     certain = torch.full_like(labels, CERTAIN, dtype=torch.uint8)
     return LabelledBatch(images, labels, certain, names), None
-
-
-def check_data_size(size: tuple[int, int], patch: int) -> None:
-    """Raise DataError, naming the nearest that fits, unless patches divide ``size``."""
-    try:
-        check_multiple(size, patch)
-    except ValueError as error:
-        raise DataError(f"--data.init_args.size: {error}") from error
-
-
-def warmed_poly(
-    optimizer: torch.optim.Optimizer, trainer: L.Trainer, warmup: int
-) -> dict[str, Any]:
-    """The optimiser for Lightning: its rates rise for ``warmup`` steps, then fall as ``poly``."""
-    steps = int(trainer.estimated_stepping_batches)
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return poly((step - warmup) / max(1, steps - warmup))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def decay_groups(module: torch.nn.Module, lr: float, decay: float) -> list[dict[str, Any]]:
-    """Parameters in two groups: weight matrices decay; biases, norms and tokens do not."""
-    matrices, others = [], []
-    for name, parameter in module.named_parameters():
-        tokens = name.endswith(("class_tokens", "cls_token", "reg_token", "pos_embed"))
-        (others if parameter.ndim < 2 or tokens else matrices).append(parameter)
-    return [
-        {"params": matrices, "lr": lr, "weight_decay": decay},
-        {"params": others, "lr": lr, "weight_decay": 0.0},
-    ]

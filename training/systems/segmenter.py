@@ -5,15 +5,15 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from torch import nn
-
 from training.networks.deployed import SegmenterGraph
 from training.networks.details import Details
 from training.networks.encoder import Encoder
 from training.networks.linear_head import LinearHead
 from training.networks.mask_transformer import MaskTransformer
 from training.networks.segmenter import Segmenter
-from training.systems.labelled import Classes, LabelledSystem, check_data_size, decay_groups
+from training.systems.base import check_data_size
+from training.systems.labelled import Classes, LabelledSystem
+from training.systems.schedules import decay_groups
 
 
 class SegmenterSystem(LabelledSystem):
@@ -102,7 +102,7 @@ class SegmenterSystem(LabelledSystem):
         self.network = Segmenter(encoder, decoder, branch)
         self.keep_average()
 
-    def graph(self) -> nn.Module:
+    def graph(self) -> SegmenterGraph:
         return SegmenterGraph(self.deployed)
 
     def on_fit_start(self) -> None:

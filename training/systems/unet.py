@@ -59,5 +59,5 @@ class UNetSystem(LabelledSystem):
         self.network = BytesUNet(UNet(3, len(self.class_names), width, dropout))
         self.keep_average()
 
-    def graph(self) -> nn.Module:
+    def graph(self) -> UNetGraph:
         return UNetGraph(self.deployed.unet)

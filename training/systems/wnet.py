@@ -5,16 +5,15 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
 from ctxseg_ros.model.model_file import ClassInfo
 from training.data.files import DataError
 from training.data.palette import cluster_infos
-from training.data.unlabelled import NOTHING, Frames, UnlabelledBatch, and_now
+from training.data.unlabelled import Frames, UnlabelledBatch
 from training.losses.batch_ncut import batch_ncut
 from training.losses.gaussian_ncut import gaussian_ncut
 from training.losses.soft_ncut import soft_ncut
@@ -22,8 +21,9 @@ from training.networks.deployed import UNetGraph
 from training.networks.encoder import Encoder
 from training.networks.unet import check_size
 from training.networks.wnet import WNet
-from training.systems.labelled import finite, poly
+from training.systems.base import UnlabelledSystem
 from training.systems.pictures import log_picture, wnet_sheet
+from training.systems.schedules import poly
 
 #: ITU-R BT.601: the intensity of an RGB pixel.
 _LUMA = (0.299, 0.587, 0.114)
@@ -33,7 +33,7 @@ IN_USE = 0.001
 LOOK_EVERY = 50
 
 
-class WNetSystem(L.LightningModule):
+class WNetSystem(UnlabelledSystem):
     """The network and its two updates a batch, in turn (Xia & Kulis 2017, algorithm 1).
 
     1. The soft N-cut of the probabilities updates U_Enc.
@@ -87,8 +87,6 @@ class WNetSystem(L.LightningModule):
         self.network = WNet(clusters, width, dropout, padding).to(memory_format=torch.channels_last)
         # No submodule: its weights are not the run's, and do not belong in its checkpoints.
         self._vit: tuple[Encoder, ...] = ()
-        #: The frames that taught it, in words.
-        self.data = NOTHING
         #: Pixels that each cluster was the top one of, since the last look. No buffer: DDP would
         #: overwrite it with that of the first process.
         self.use = torch.zeros(clusters, dtype=torch.long)
@@ -100,7 +98,7 @@ class WNetSystem(L.LightningModule):
             vit = Encoder(h.vit, None, h.vit_weights is None, h.vit_weights)
             self._vit = (vit.eval().requires_grad_(False),)
 
-    def graph(self) -> nn.Module:
+    def graph(self) -> UNetGraph:
         """U_Enc as it is deployed, see ``training.networks.deployed``."""
         return UNetGraph(self.network.encoder)
 
@@ -116,17 +114,6 @@ class WNetSystem(L.LightningModule):
         """The clusters as the model file has them."""
         return cluster_infos(self.hparams.clusters)
 
-    def origin(self) -> tuple[str, str]:
-        """What taught the network, and the terms of that data."""
-        return self.data, "those of the frames it was trained on"
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["system"] = type(self).__name__
-        checkpoint["data"] = self.data
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.data = checkpoint["data"]
-
     def on_fit_start(self) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, Frames):
@@ -134,11 +121,7 @@ class WNetSystem(L.LightningModule):
                 f"W-Net trains on frames without labels, not on {type(data).__name__}: set "
                 "--data training.data.unlabelled.Frames"
             )
-        self.data = and_now(self.data, data.summary)
-
-    def on_train_batch_start(self, batch: UnlabelledBatch, index: int) -> None:
-        step = self.global_step * self.trainer.world_size + self.global_rank
-        torch.manual_seed(self.hparams.seed + 1_000_003 * step)
+        self.learn_from(data.summary)
 
     def ncut(self, probabilities: Tensor, images: Tensor) -> Tensor:
         """Mean soft N-cut of a batch: probabilities [B, K, H, W], images [B, 3, H, W] on 0-255."""
@@ -172,7 +155,7 @@ class WNetSystem(L.LightningModule):
         segment, paint = self.optimizers()  # type: ignore[misc]
 
         probabilities = self.network.segment(x)
-        cut = finite(self.ncut(probabilities, images), self, index, names)
+        cut = self.finite(self.ncut(probabilities, images), index, names)
         segment.zero_grad()
         # DDP waits for a gradient of each parameter: U_Dec's is zero here.
         untouched = sum(0 * parameter.sum() for parameter in self.network.decoder.parameters())
@@ -180,7 +163,7 @@ class WNetSystem(L.LightningModule):
         segment.step()
 
         _, reconstruction = self.network(x)
-        error = finite(F.mse_loss(reconstruction, x), self, index, names)
+        error = self.finite(F.mse_loss(reconstruction, x), index, names)
         paint.zero_grad()
         self.manual_backward(error)
         paint.step()
@@ -200,10 +183,9 @@ class WNetSystem(L.LightningModule):
         self.use.zero_()
         share = use / use.sum()
         used = int((share >= IN_USE).sum())
-        # Lightning writes every few steps, and a look would seldom be one of them.
-        seen = {"train/clusters_in_use": float(used), "train/largest_cluster": float(share.max())}
-        for logger in self.loggers:
-            logger.log_metrics(seen, self.global_step)
+        self.log_now(
+            {"train/clusters_in_use": float(used), "train/largest_cluster": float(share.max())}
+        )
         if used < 2:
             rank_zero_warn(
                 f"collapse: cluster {int(share.argmax())} holds {float(share.max()):.2%} of the "

@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 from training.__main__ import main
 from training.data.files import DataError
 from training.data.module import CamVid, evenly
-from training.export.checkpoint import load_system, network_labels
+from training.export.checkpoint import network_labels
 from training.networks.linear_head import LinearHead
 from training.networks.weights import WeightsError
 from training.systems.distilled import DistilledSystem
+from training.systems.registry import load_system
 from training.systems.segmenter import SegmenterSystem
 
 pytestmark = pytest.mark.slow

@@ -13,9 +13,9 @@ import yaml
 from tests.training.conftest import fit, start
 from tests.training.data.test_mixture import street  # noqa: F401
 from training.__main__ import main
-from training.export.checkpoint import load_system
 from training.networks.encoder import Encoder
 from training.networks.weights import read_weights
+from training.systems.registry import load_system
 from training.systems.segmenter import SegmenterSystem
 from training.systems.unet import UNetSystem
 

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from training.__main__ import main
-from training.export.checkpoint import export_graph, load_system
+from training.export.checkpoint import export_graph
 from training.losses.batch_ncut import batch_ncut
 from training.networks.encoder import Encoder
 from training.networks.unet import UNet
+from training.systems.registry import load_system
 from training.systems.wnet import WNetSystem
 
 pytestmark = pytest.mark.slow
