@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from training.data.files import progress
 from training.data.pairs import LabelReader, Pair, read_pair
-from training.evaluation.evaluate import count_pixels, matched_scores
+from training.evaluation.labels import count_pixels, matched_scores
 from training.evaluation.matching import MATCHES
 
 #: CIELAB units that lie between opposite sides of a frame.

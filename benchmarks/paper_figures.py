@@ -50,7 +50,9 @@ from training.data.bsds import bsds_pairs
 from training.data.camvid import CLASSES, VOID, camvid_pairs, read_camvid
 from training.data.files import DataError, read_image
 from training.data.pairs import Pair, pair_files
-from training.evaluation.evaluate import evaluate_labels, evaluate_regions, fitting_size
+from training.evaluation.labels import GroundTruth, evaluate_labels
+from training.evaluation.regions import evaluate_regions
+from training.evaluation.running import fitting_size
 from training.export.checkpoint import agreement, network_labels
 from training.systems.registry import CheckpointError, load_system
 from training.systems.wnet import WNetSystem
@@ -103,7 +105,7 @@ def of_one_shape(pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def predict(info: ModelInfo, pairs: Sequence[Pair], size: tuple[int, int] | None) -> list[Frame]:
-    """The frames and what the model says of them; `size` as for `training.evaluation.evaluate`."""
+    """The frames and what the model says of them; `size` as for `training.evaluation`."""
     runtime = open_runtime(info, size)
     segmenter = Model(runtime)
     try:
@@ -507,7 +509,7 @@ def camvid(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Figures 1 to 3 and their tables: (`camvid_val`, `figures`)."""
     train, val = camvid_pairs(data / "camvid", "train"), camvid_pairs(data / "camvid", "val")
-    matched = by_class_name(evaluate_labels(wnet, val, VOID, match="hungarian"))
+    matched = by_class_name(evaluate_labels(wnet, val, GroundTruth(VOID), "hungarian"))
     chosen = spread(val)
     frames = predict(wnet, chosen, None)
     labelled = predict(unet, chosen, None)
@@ -526,7 +528,7 @@ def camvid(
         summary("W-Net", [matched]),
         *measure_baselines(train, val, read_camvid, len(CLASSES), len(wnet.classes)),
     ]
-    supervised = evaluate_labels(unet, val, VOID)
+    supervised = evaluate_labels(unet, val, GroundTruth(VOID))
     return {"unet": supervised, "wnet": matched, "clusters": rows}, figures
 
 

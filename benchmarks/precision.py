@@ -41,7 +41,10 @@ from training.data.bsds import pair_truths
 from training.data.files import read_image
 from training.data.frames import open_frames
 from training.data.pairs import IGNORE, Pair, pair_files
-from training.evaluation.evaluate import evaluate_objects, evaluate_regions
+from training.evaluation.labels import GroundTruth
+from training.evaluation.objects import evaluate_objects
+from training.evaluation.regions import evaluate_regions
+from training.evaluation.running import RunOptions
 from training.export.precision import DEVICE, label_scores, open_both, total_change, why_no_bf16
 
 DATA = Path(os.environ.get("CTXSEG_DATA", ROOT.parent / "shared" / "data"))
@@ -86,7 +89,7 @@ def camvid(info: ModelInfo, count: int, precision: str) -> Scores:
     """mIoU over the 11 classes; clusters by Hungarian matching."""
     root = DATA / "camvid" / "val"
     pairs = chosen(pair_files(root / "images", root / "labels"), count)
-    return {"mIoU": label_scores(info, pairs, CAMVID_VOID, None, precision)["miou"]}
+    return {"mIoU": label_scores(info, pairs, precision, GroundTruth(CAMVID_VOID))["miou"]}
 
 
 def facades(info: ModelInfo, count: int, precision: str) -> Scores:
@@ -98,7 +101,7 @@ def facades(info: ModelInfo, count: int, precision: str) -> Scores:
             label = Path(folder) / pair.label.name
             cv2.imwrite(str(label), camvid_ids(read_image(pair.label)))
             pairs.append(Pair(pair.image, label))
-        iou = label_scores(info, pairs, None, None, precision)["iou"]
+        iou = label_scores(info, pairs, precision)["iou"]
     if info.task == "semantic":
         iou = {name: iou[name] for name in FACADE_COLOURS}
     return {"mIoU of 6": float(np.mean(list(iou.values())))}
@@ -118,7 +121,7 @@ def regions(info: ModelInfo, count: int, precision: str) -> Scores:
     root = DATA / "bsds500" / "val"
     pairs = pair_truths(root / "images", root / "groundTruth")
     pairs = chosen(pairs, min(count, REGION_FRAMES))
-    found = evaluate_regions(info, pairs, None, DEVICE, precision)
+    found = evaluate_regions(info, pairs, RunOptions(None, DEVICE, precision))
     return {
         "covering": found["plain"]["covering"]["ods"],
         "covering merged": found["merged"]["covering"]["ods"],
@@ -129,7 +132,7 @@ def objects(info: ModelInfo, count: int, precision: str) -> Scores:
     """Jaccard of the mean of the heads at a mass of 0.6, each frame at its own shape."""
     root = DATA / "davis_dev"
     pairs = chosen(pair_files(root / "images", root / "masks"), count)
-    found = evaluate_objects(info, pairs, device=DEVICE, precision=precision)
+    found = evaluate_objects(info, pairs, run=RunOptions(None, DEVICE, precision))
     return {"Jaccard": found["jaccard_mean"]}
 
 

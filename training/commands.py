@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What commands share: frames come in, and a model file goes out."""
+"""What the commands share that make model files."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,22 @@ import onnx
 
 from ctxseg_ros.model.model_file import ModelFileError, write_metadata
 from ctxseg_ros.system.output_files import check_writable
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What the user states about a model, in words; None where the command knows it itself.
+
+    Args:
+        data: what the model learnt from. terms: the licence or terms of use that come with it.
+    """
+
+    data: str | None = None
+    terms: str | None = None
+
+
+#: Nothing is stated.
+KNOWN = Provenance()
 
 
 def checked_name(out: Path, name: str | None) -> str:

@@ -37,7 +37,7 @@ from training.data.class_maps import allowed_classes, parse_changes
 from training.data.files import DataError
 from training.data.frames import FrameList, open_frames
 from training.data.mixture import CERTAIN, CONFIDENCE, TEACHER
-from training.data.options import add_reading, reading
+from training.data.options import add_reading, add_stride, frame_options
 from training.data.own import CLASSES_HELP, find_label_set
 from training.data.pairs import IGNORE
 
@@ -230,14 +230,14 @@ def _parser() -> argparse.ArgumentParser:
         help="of the teacher's input; several are averaged (default: as it was trained)",
     )
     add_reading(parser)
-    add("--stride", type=int, default=1, help="take every n-th frame")
+    add_stride(parser)
     add("--device", default="auto")
     return parser
 
 
 def _work(args: argparse.Namespace) -> None:
     teacher = student_classes(load(args.model), args.classes, parse_changes(args.map))
-    frames = open_frames(args.source, args.topic, args.stride, reading(args))
+    frames = open_frames(args.source, frame_options(args))
     sizes = args.sizes or [teacher.info.fixed_size or teacher.info.size]
     new = pseudo_label(teacher, frames, args.out, sizes, args.device)
     print(f"{args.out}: {new} frames labelled, {len(frames) - new} were labelled before")

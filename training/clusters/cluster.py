@@ -23,17 +23,16 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
 from ctxseg_ros.command import run_command
-from ctxseg_ros.image.encodings import AS_STATED, Reading
 from ctxseg_ros.image.resize import resized
 from ctxseg_ros.model.model_file import ModelInfo, format_size, parse_size
 from ctxseg_ros.system.machine import commit
 from training.clusters.cluster_graph import ClusterGraph
 from training.clusters.clustering import CENTROIDS_EACH, VECTORS_EACH, Clustering, cluster, unit
 from training.clusters.token_cut import fitting_size
-from training.commands import checked_name, counted, evenly
-from training.data import options
+from training.commands import KNOWN, Provenance, checked_name, counted, evenly
 from training.data.files import DataError, progress
-from training.data.frames import FrameList, Source, open_frames
+from training.data.frames import ALL_FRAMES, FrameList, FrameOptions, Source, open_frames
+from training.data.options import add_reading, add_stride, frame_options
 from training.data.palette import cluster_infos
 from training.export.attention import from_file, from_name
 from training.export.checkpoint import (
@@ -56,6 +55,29 @@ PER_FRAME = 200
 MOST_PATCHES = 100_000
 #: Temperatures that are tried.
 TEMPERATURES = (1e-3, 1.0)
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """How patches are clustered.
+
+    Args:
+        clusters: K, 2 to 255.
+        size: (height, width) that frames are brought to and the model is meant for; None: about
+            1000 patches in the proportions of the first frame.
+        seed: of the choice of patches, and of the k-means.
+
+    Raises:
+        ValueError: ``clusters`` is out of its range.
+    """
+
+    clusters: int = 27
+    size: tuple[int, int] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.clusters <= 255:
+            raise ValueError(f"--k {self.clusters}: clusters must be 2 to 255")
 
 
 @dataclass(frozen=True)
@@ -175,43 +197,34 @@ def network_clusters(
 def export_clusters(
     origin: Origin,
     source: Source,
-    clusters: int,
     out: Path,
     name: str,
-    size: tuple[int, int] | None = None,
-    topic: str | None = None,
-    stride: int = 1,
-    seed: int = 0,
-    data: str | None = None,
-    terms: str | None = None,
-    reading: Reading = AS_STATED,
+    clustering: ClusterOptions,
+    options: FrameOptions = ALL_FRAMES,
+    stated: Provenance = KNOWN,
 ) -> tuple[dict[str, Any], Clustering]:
     """Cluster the patches of a source and write the model file.
 
     Args:
-        source, topic, stride, reading: see ``training.data.frames.open_frames``.
-        clusters: K, 2 to 255.
+        source, options: the frames, see ``training.data.frames.open_frames``.
         out: the file to write; it appears only when every check has passed.
         name: of the model.
-        size: (height, width) that frames are brought to and the model is meant for; None: about
-            1000 patches in the proportions of the first frame.
-        seed: of the choice of patches, and of the k-means.
-        data, terms: what was clustered, and the terms of that data; None: the source's name.
+        clustering: how patches are clustered.
+        stated: in place of the source's name, and of its terms.
 
     Returns:
         ``ctxseg.source`` as written, and the clustering.
 
     Raises:
         DataError: there are no frames, or they are smaller than a patch.
-        ExportError: the file's labels differ from the network's on more than 0.1 % of pixels.
-        ValueError: ``clusters`` or ``size`` does not fit.
+        ParityError: the file's labels differ from the network's on more than 0.1 % of pixels.
+        ValueError: the size does not fit the encoder, or there are fewer patches than clusters.
     """
-    if not 2 <= clusters <= 255:
-        raise ValueError(f"--k {clusters}: clusters must be 2 to 255")
+    clusters, size, seed = clustering.clusters, clustering.size, clustering.seed
     encoder = origin.encoder
     if size is not None:
         check_multiple(size, encoder.patch)
-    frames = open_frames(source, topic, stride, reading)
+    frames = open_frames(source, options)
     check_sizes(frames, encoder.patch)
     size = size or fitting_size(frames.sizes[0], encoder.patch)
     patches = sample_patches(encoder, frames, size, clusters, seed)
@@ -239,7 +252,7 @@ def export_clusters(
         model,
         out,
         {
-            "data": data or f"{counted(used, 'frame')} of {_ends(source)}, without labels",
+            "data": stated.data or f"{counted(used, 'frame')} of {_ends(source)}, without labels",
             "weights": origin.weights,
             "architecture": origin.architecture,
             "weights_data": origin.data,
@@ -254,7 +267,7 @@ def export_clusters(
             },
             "commit": commit(),
             "licence": {
-                "data": terms or "those of the frames that were clustered",
+                "data": stated.terms or "those of the frames that were clustered",
                 "weights": origin.licence,
             },
         },
@@ -317,8 +330,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="HxW",
         help="that frames are brought to (default: about 1000 patches, shaped as the first frame)",
     )
-    options.add_reading(parser)
-    parser.add_argument("--stride", type=int, default=1, help="take every n-th frame")
+    add_reading(parser)
+    add_stride(parser)
     parser.add_argument("--seed", type=int, default=0, help="another gives other clusters")
     parser.add_argument("--name", help="of the model (default: the stem of --out)")
     parser.add_argument("--data", metavar="TEXT", help="what was clustered")
@@ -331,16 +344,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         source, found = export_clusters(
             open_encoder(args.weights, args.arch),
             args.source,
-            args.k,
             args.out,
             name,
-            args.size,
-            args.topic,
-            args.stride,
-            args.seed,
-            args.data,
-            args.terms,
-            options.reading(args),
+            ClusterOptions(args.k, args.size, args.seed),
+            frame_options(args),
+            Provenance(args.data, args.terms),
         )
         report(args.out, source, found)
 

@@ -50,14 +50,14 @@ from training.clusters.sheet import (
     write_sheet,
 )
 from training.commands import checked_name
-from training.data import options
 from training.data.files import progress
 from training.data.frames import open_frames
 from training.data.label_sets import LabelSet
+from training.data.options import add_reading, add_stride, frame_options
 from training.data.own import CLASSES_HELP, find_label_set
 from training.data.pairs import IGNORE, Pair, pair_files, read_label, read_pair
 from training.data.palette import cluster_colours
-from training.evaluation.evaluate import count_pixels
+from training.evaluation.labels import count_pixels
 from training.evaluation.matching import NONE, match_clusters
 from training.evaluation.scores import Scores
 from training.export.checkpoint import write_checked
@@ -325,8 +325,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     how.add_argument("--labels", type=Path, help="label files of the images, to name clusters by")
     how.add_argument("--sheet", type=Path, metavar="DIR", help="for examples of the clusters")
     how.add_argument("--names", type=Path, metavar="YAML", help="names file, filled in")
-    options.add_reading(parser, ", for --sheet")
-    parser.add_argument("--stride", type=int, default=1, help="take every n-th frame, for --sheet")
+    add_reading(parser, ", for --sheet")
+    add_stride(parser, ", for --sheet")
     parser.add_argument("--ignore", type=int, metavar="ID", help="id of the labels to leave out")
     parser.add_argument("--classes", metavar="FILE", help=CLASSES_HELP)
     parser.add_argument("--out", type=Path, help="the .onnx file to write")
@@ -347,7 +347,7 @@ def _run(args: argparse.Namespace) -> None:
     check_task(info)
     cluster_logits(onnx.load(info.path))  # before any work
     if args.sheet:
-        frames = open_frames(args.images, args.topic, args.stride, options.reading(args))
+        frames = open_frames(args.images, frame_options(args))
         write_sheet(info, frames, args.sheet, args.size, args.device)
         print(f"{args.sheet / SHEET_FILE}: fill {args.sheet / NAMES_FILE} in, for --names")
         return

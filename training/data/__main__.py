@@ -18,13 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ctxseg_ros.command import FAILED, run_command
-from ctxseg_ros.image.encodings import AS_STATED, Reading
 from ctxseg_ros.system.files import shown
 from training.data import bsds
 from training.data.files import BrokenFiles, each_file
-from training.data.frames import open_frames
+from training.data.frames import FrameOptions, open_frames
 from training.data.label_sets import LABEL_SETS, LabelSet
-from training.data.options import add_bits, add_reading, reading
+from training.data.options import add_bits, add_reading, add_stride, frame_options
 from training.data.own import OWN, check_seen, own_label_set
 from training.data.pairs import IGNORE, Pair, read_pair
 
@@ -91,9 +90,7 @@ def _summary(labels: LabelSet, splits: Mapping[str, Sequence[_Read]]) -> Table:
     return table
 
 
-def check_frames(
-    source: Sequence[str], topic: str | None, stride: int, reading: Reading = AS_STATED
-) -> tuple[Table, bool]:
+def check_frames(source: Sequence[str], options: FrameOptions) -> tuple[Table, bool]:
     """Read unlabelled frames; those of one colour are named on stderr.
 
     Returns:
@@ -102,7 +99,7 @@ def check_frames(
     Raises:
         DataError: see ``open_frames``.
     """
-    frames = open_frames(source, topic, stride, reading)
+    frames = open_frames(source, options)
     table = Table(title=", ".join(map(shown, source)), title_justify="left", show_header=False)
     table.add_row("frames", str(len(frames)))
     table.add_row("sizes", _sizes(frames.sizes))
@@ -139,7 +136,7 @@ def main(args: Sequence[str] | None = None) -> int:
     frames = commands.add_parser("frames", help="images, videos, bags, or folders of them")
     frames.add_argument("source", nargs="+")
     add_reading(frames)
-    frames.add_argument("--stride", type=int, default=1, help="take every n-th frame")
+    add_stride(frames)
     options = parser.parse_args(args)
 
     def work() -> int:
@@ -147,9 +144,7 @@ def main(args: Sequence[str] | None = None) -> int:
         whole = True
         try:
             if options.what == "frames":
-                result, whole = check_frames(
-                    options.source, options.topic, options.stride, reading(options)
-                )
+                result, whole = check_frames(options.source, frame_options(options))
             elif options.what == "bsds":
                 bsds.check(options.root)
                 result = f"{options.root}: every file can be read"

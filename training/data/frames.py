@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 
 from ctxseg_ros.image.encodings import (
-    AS_STATED,
     BadImage,
     Reading,
     is_picture,
@@ -50,6 +49,37 @@ _SUFFIXES = IMAGE_SUFFIXES | VIDEO_SUFFIXES | BAG_SUFFIXES
 
 #: A path, or several.
 Source = str | Path | Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class FrameOptions:
+    """Which frames of a source are used, and what the files do not state about them.
+
+    Args:
+        topic: of the images in bags; None where a bag has only one.
+        stride: every stride-th frame is used, from the first on.
+        encoding, bits: of images, see ``ctxseg_ros.image.encodings.Reading``.
+
+    Raises:
+        ValueError: there is no such encoding, or no images of so many bits.
+    """
+
+    topic: str | None = None
+    stride: int = 1
+    encoding: str = ""
+    bits: int = ALL_BITS
+
+    def __post_init__(self) -> None:
+        Reading(self.encoding, self.bits)
+
+    @property
+    def reading(self) -> Reading:
+        """How pixels are read."""
+        return Reading(self.encoding, self.bits)
+
+
+#: Every frame, as the files state it.
+ALL_FRAMES = FrameOptions()
 
 
 @dataclass(frozen=True)
@@ -97,10 +127,8 @@ class FrameList(Sequence[np.ndarray]):
         return self._frames[index].read()
 
 
-def open_frames(
-    source: Source, topic: str | None = None, stride: int = 1, reading: Reading = AS_STATED
-) -> FrameList:
-    """Every ``stride``-th frame of one or more sources, each decoded once and checked.
+def open_frames(source: Source, options: FrameOptions = ALL_FRAMES) -> FrameList:
+    """Frames of one or more sources, each decoded once and checked.
 
     A folder is read as ``system.files.walk`` does. Recordings are used as far as they can be
     read, and warnings tell the rest (see ``FrameList.left_out``); an image file that cannot be read
@@ -109,14 +137,14 @@ def open_frames(
     Args:
         source: an image, a video, a ROS 2 bag (its folder, or an .mcap or .db3 file), or a folder
             of all these, at any depth; or several of them.
-        topic: of the images in bags; None where a bag has only one.
-        reading: of messages in bags, and the bits of image files.
+        options: which frames, and how they are read.
 
     Raises:
         DataError: there is nothing to read, or an image or a whole recording cannot be read, or
             frames have fewer than LEAST_SIDE pixels in height or width, or more than MOST_KEPT
             bytes would be kept; see also ``bag_images``. Every file at fault is named.
     """
+    topic, stride, reading = options.topic, options.stride, options.reading
     if stride < 1:
         raise DataError(f"stride is {stride}: it must be 1 or more")
     files = _files(source)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of commands that read frames: what bags and 16-bit images do not say themselves."""
+"""The options of commands that read frames, see ``training.data.frames.FrameOptions``."""
 
 from __future__ import annotations
 
 import argparse
 
-from ctxseg_ros.image.encodings import BITS, ENCODINGS, Reading
+from ctxseg_ros.image.encodings import BITS, ENCODINGS
+from training.data.frames import FrameOptions
 
 
 def add_reading(parser: argparse.ArgumentParser, purpose: str = "") -> None:
@@ -34,6 +35,11 @@ def add_bits(parser: argparse.ArgumentParser, purpose: str = "") -> None:
     )
 
 
-def reading(options: argparse.Namespace) -> Reading:
-    """How frames are read by these options."""
-    return Reading(options.encoding, options.bits)
+def add_stride(parser: argparse.ArgumentParser, purpose: str = "") -> None:
+    """Add --stride. ``purpose``: what the frames are for, behind the help."""
+    parser.add_argument("--stride", type=int, default=1, help=f"take every n-th frame{purpose}")
+
+
+def frame_options(args: argparse.Namespace) -> FrameOptions:
+    """Which frames, and how they are read, by the options of a command; --stride may lack."""
+    return FrameOptions(args.topic, getattr(args, "stride", 1), args.encoding, args.bits)

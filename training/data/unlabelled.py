@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -12,10 +13,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ctxseg_ros.image.encodings import Reading
 from ctxseg_ros.image.resize import resized
 from training.data.files import DataError
-from training.data.frames import FrameList, holds_bag, open_frames
+from training.data.frames import FrameList, FrameOptions, holds_bag, open_frames
 from training.data.module import train_loader
 
 #: images uint8 [B, 3, H, W], names
@@ -141,9 +141,8 @@ class Frames(L.LightningDataModule):
         self.source, self.val_source, self.val_frames = source, val_source, val_frames
         self.size, self.batch_size, self.workers, self.seed = tuple(size), batch_size, workers, seed
         self.scale = tuple(scale)
-        self.topic, self.stride = topic, stride
         try:
-            self.reading = Reading(encoding, bits)
+            self.options = FrameOptions(topic, stride, encoding, bits)
         except ValueError as error:
             raise DataError(f"--data.{error}") from error
         self.train: FrameList | None = None
@@ -156,14 +155,15 @@ class Frames(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read and check every file. Raises DataError before training starts."""
         if self.train is None and (stage == "fit" or self.val_source is None):
-            self.train = open_frames(self.source, self.topic, self.stride, self.reading)
+            self.train = open_frames(self.source, self.options)
             self._warn(self.train)
         if self.val is None:
             self.val = self._open_val(self.val_source) if self.val_source else self.train
 
     def _open_val(self, source: str | list[str]) -> FrameList:
-        # A topic that no bag can have would be refused.
-        return open_frames(source, self.topic if holds_bag(source) else None, reading=self.reading)
+        # open_frames rejects a topic where no bag can have it.
+        topic = self.options.topic if holds_bag(source) else None
+        return open_frames(source, replace(self.options, topic=topic, stride=1))
 
     def _warn(self, frames: FrameList) -> None:
         small = [

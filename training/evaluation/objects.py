@@ -13,6 +13,8 @@ One frame at a time, then the set::
 
 from __future__ import annotations
 
+import os
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +23,14 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from rich.table import Table
 
 from ctxseg_ros.image.attention import head_map, mask_image, mass_mask
 from ctxseg_ros.image.resize import resized
-from training.data.files import decoded
+from ctxseg_ros.model.model_file import ModelInfo
+from training.data.files import DataError, decoded, each_file
+from training.data.pairs import Pair, read_pair
+from training.evaluation.running import AUTO, RunOptions, each_at_its_size
 
 #: The masses of the curve: 0.05 to 0.95.
 MASSES: tuple[float, ...] = tuple(i / 20 for i in range(1, 20))
@@ -43,6 +49,103 @@ class FrameScore:
     mean: float
     heads: NDArray[np.float64]
     curve: NDArray[np.float64]
+
+
+#: Of one frame: of the ``model`` and of each control.
+FrameScores = dict[str, FrameScore]
+
+
+def evaluate_objects(
+    info: ModelInfo,
+    pairs: Sequence[Pair],
+    mass: float = 0.6,
+    run: RunOptions = AUTO,
+) -> dict[str, Any]:
+    """Scores of attention masks against the masks of objects, at their own size.
+
+    Every frame weighs the same; those without an object are left out, since nothing could be
+    right on them. Two controls are scored on the same frames and the same grid of patches: a
+    prior for the centre, and a ViT that learnt nothing.
+
+    Args:
+        info: the model. pairs: frames and their masks, where what is not black is the object.
+        mass: share of the attention that a mask holds.
+        run: its size is by default, for each frame, the nearest to its own that the model takes,
+            so that none is squeezed.
+
+    Returns:
+        What ``score_objects`` returns, for the model and, in ``controls``, for
+        ``centre_prior`` and ``random_vit``; ``sequences``, by folder of the frames: ``images`` and
+        ``jaccard_mean`` and ``jaccard_best_head`` of the model, ``jaccard_mean`` of the controls;
+        ``mass``, ``images`` (those scored), ``without_object``.
+
+    Raises:
+        DataError: a file cannot be read or used, all are named before the model runs; or there is
+            no object at all.
+        ValueError: the model has no attention, ``mass`` is not above 0 and up to 1, or the size
+            does not fit the model.
+    """
+    if info.task != "attention":
+        raise ValueError(
+            f"{info.name} is a model of task {info.task}: it has no attention to score"
+        )
+    mass_mask(np.ones((1, 1), np.float32), mass)  # validates it before the long run
+    there = each_file(lambda pair: read_pair(pair, read_mask)[1].any(), pairs, "frames and masks")
+    seen = [pair for pair, has_object in zip(pairs, there, strict=True) if has_object]
+    if not seen:
+        raise DataError("there is nothing to score: no mask has an object, all are black")
+    scored = _score_pairs(info, seen, mass, run)
+    sets = _score_sets([scores for _, scores in scored])
+    return {
+        **sets.pop("model"),
+        "mass": mass,
+        "images": len(seen),
+        "without_object": len(pairs) - len(seen),
+        "controls": sets,
+        "sequences": _score_sequences(scored),
+    }
+
+
+def _score_pairs(
+    info: ModelInfo, pairs: Sequence[Pair], mass: float, run: RunOptions
+) -> list[tuple[Pair, FrameScores]]:
+    """Each pair's scores, of the ``model`` and of the controls on the same grid of patches."""
+    untaught, scored = random_vit(), []
+    for pair, model in each_at_its_size(info, pairs, run):
+        rows, columns = (side // info.stride for side in model.runtime.size)
+        image, truth, _ = read_pair(pair, read_mask)
+        maps = {
+            "model": model.segment(image).attention,
+            "centre_prior": centre_prior(rows, columns),
+            "random_vit": untaught(image, (rows, columns)),
+        }
+        scores = {name: score_frame(attention, truth, mass) for name, attention in maps.items()}
+        scored.append((pair, scores))
+    return scored
+
+
+def _score_sets(frames: Sequence[FrameScores]) -> dict[str, dict[str, Any]]:
+    """What ``score_objects`` says of the model and of each control."""
+    return {name: score_objects([scores[name] for scores in frames]) for name in frames[0]}
+
+
+def _score_sequences(scored: Sequence[tuple[Pair, FrameScores]]) -> dict[str, dict[str, Any]]:
+    """Scores by folder of the frames, named by its path below what all frames share."""
+    frames_of: dict[Path, list[FrameScores]] = defaultdict(list)
+    for pair, scores in scored:
+        frames_of[pair.image.absolute().parent].append(scores)
+    root = Path(os.path.commonpath(list(frames_of)))
+    result = {}
+    for folder, frames in sorted(frames_of.items()):
+        sets = _score_sets(frames)
+        model = sets.pop("model")
+        result[root.name if folder == root else folder.relative_to(root).as_posix()] = {
+            "images": len(frames),
+            "jaccard_mean": model["jaccard_mean"],
+            "jaccard_best_head": model["jaccard_best_head"],
+            **{name: control["jaccard_mean"] for name, control in sets.items()},
+        }
+    return result
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
@@ -140,3 +243,38 @@ def random_vit() -> Callable[[NDArray[np.uint8], tuple[int, int]], NDArray[np.fl
         return row[0].unflatten(-1, grid).numpy()
 
     return attention
+
+
+def objects_table(name: str, result: dict[str, Any]) -> Table:
+    """``evaluate_objects``'s result for people; ``name``: of the model."""
+    left_out = result["without_object"]
+    caption = "every frame weighs the same" + (
+        f"; {left_out} without an object left out" if left_out else ""
+    )
+    table = Table(
+        title=f"{name}: {result['images']} images, mass {result['mass']:g}, Jaccard",
+        title_justify="left",
+        caption=caption,
+        caption_justify="left",
+    )
+    table.add_column("attention")
+    for heading in ("heads' mean", "best head", "fixed head", "mass curve"):
+        table.add_column(heading, justify="right")
+    controls = result["controls"]
+    for label, each in ((name, result), ("random ViT-Ti/16", controls["random_vit"])):
+        table.add_row(
+            label,
+            f"{each['jaccard_mean']:.3f}",
+            f"{each['jaccard_best_head']:.3f}",
+            f"{each['jaccard_fixed_head']:.3f} (head {each['fixed_head']})",
+            f"{each['mass_curve_area']:.3f}",
+        )
+    centre = controls["centre_prior"]  # one map: there is no choice of heads
+    area = f"{centre['mass_curve_area']:.3f}"
+    table.add_row("centre prior", f"{centre['jaccard_mean']:.3f}", "-", "-", area)
+    if len(result["sequences"]) > 1:
+        table.add_section()
+        for folder, each in result["sequences"].items():
+            values = (f"{each[key]:.3f}" for key in ("jaccard_mean", "jaccard_best_head"))
+            table.add_row(f"{folder} ({each['images']})", *values)
+    return table

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of a segmentation against several human ones, as the BSDS500 benchmark defines them.
+"""Regions scored against several human segmentations, as the BSDS500 benchmark defines them.
 
 Covering, probabilistic Rand index and variation of information (Arbelaez et al. 2011), in bits as
 in the benchmark's code. One image at a time, then the set::
@@ -21,9 +21,64 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.table import Table
+
+from ctxseg_ros.inference.pipeline import Model
+from ctxseg_ros.model.model_file import ModelInfo
+from ctxseg_ros.refinement.crf import refine
+from ctxseg_ros.refinement.merging import hierarchy
+from training.data.bsds import check_pairs, read_truths
+from training.data.pairs import Pair
+from training.evaluation.running import AUTO, RunOptions, each_at_its_size
 
 #: The levels that the benchmark cuts a hierarchy at.
 LEVELS: tuple[float, ...] = tuple(i / 100 for i in range(1, 100))
+
+
+def evaluate_regions(
+    info: ModelInfo, pairs: Sequence[Pair], run: RunOptions = AUTO
+) -> dict[str, Any]:
+    """Scores of a model's regions against BSDS segmentations, at each image's own size.
+
+    Args:
+        info: the model. pairs: images and their ``.mat`` files.
+        run: its size is by default, for each image, the nearest to its own that the model takes,
+            so that none is squeezed.
+
+    Returns:
+        ``plain`` (the partition by label, connected or not), ``crf`` (the same after the CRF) and
+        ``merged`` (the hierarchy of regions, cut at ``LEVELS``), each what ``score_set`` returns;
+        ``images``.
+
+    Raises:
+        DataError: a file cannot be read or used; all such files are named, before the model runs.
+        ValueError: the model has no labels, or the size does not fit it.
+    """
+    if info.task == "attention":
+        raise ValueError(f"{info.name} is a model of task attention: it has no regions to score")
+    check_pairs(pairs)
+    scores: dict[str, list[ImageScores]] = {"plain": [], "crf": [], "merged": []}
+    for pair, model in each_at_its_size(info, pairs, run):
+        for name, score in _score_pair(model, pair, len(info.classes)).items():
+            scores[name].append(score)
+    return {
+        "plain": score_set(scores["plain"]),
+        "crf": score_set(scores["crf"]),
+        "merged": score_set(scores["merged"], LEVELS),
+        "images": len(pairs),
+    }
+
+
+def _score_pair(model: Model, pair: Pair, classes: int) -> dict[str, ImageScores]:
+    image, truths = pair.rgb(), read_truths(pair.label)
+    prediction = model.segment(image)
+    assert prediction.labels is not None and prediction.confidence is not None
+    refined = refine(image, prediction.labels, prediction.confidence, classes)
+    return {
+        "plain": score_image(truths, prediction.labels),
+        "crf": score_image(truths, refined.argmax(0)),
+        "merged": score_hierarchy(truths, hierarchy(image, refined)),
+    }
 
 
 class Hierarchy(Protocol):
@@ -208,3 +263,15 @@ class _Overlaps:
 def _entropy(share: NDArray[np.float64]) -> NDArray[np.float64]:
     """-p log2 p; 0 at 0."""
     return -share * np.log2(np.where(share > 0, share, 1))
+
+
+def regions_table(name: str, result: dict[str, Any]) -> Table:
+    """``evaluate_regions``'s result for people; ``name``: of the model."""
+    table = Table(title=f"{name}: {result['images']} images, ODS / OIS", title_justify="left")
+    table.add_column("regions")
+    for heading in ("covering", "PRI", "VI (bits)"):
+        table.add_column(heading, justify="right")
+    for kind in ("plain", "crf", "merged"):
+        measures = [result[kind][m] for m in ("covering", "pri", "vi")]
+        table.add_row(kind, *(f"{m['ods']:.3f} / {m['ois']:.3f}" for m in measures))
+    return table

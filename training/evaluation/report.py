@@ -25,7 +25,7 @@ from ctxseg_ros.model.model_file import ModelInfo
 from ctxseg_ros.model.store import load
 from ctxseg_ros.system.output_files import make_folder, replacing
 from training.data.pairs import DataError, Pair, pair_files, read_label
-from training.evaluation.evaluate import count_pixels
+from training.evaluation.labels import count_pixels
 from training.evaluation.scores import Scores
 
 WORST = 10

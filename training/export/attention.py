@@ -19,12 +19,12 @@ import timm
 from numpy.typing import NDArray
 
 from ctxseg_ros.command import run_command
-from ctxseg_ros.image.encodings import AS_STATED, Reading
 from ctxseg_ros.inference.runtimes.base import pattern_image
 from ctxseg_ros.model.model_file import ModelInfo, parse_size
 from ctxseg_ros.system.machine import commit
-from training.commands import checked_name
-from training.data import options
+from training.commands import KNOWN, Provenance, checked_name
+from training.data.frames import ALL_FRAMES, FrameOptions
+from training.data.options import add_reading, frame_options
 from training.export.checkpoint import (
     ExportError,
     export_graph,
@@ -150,10 +150,8 @@ def export_attention(
     architecture: str | None = None,
     size: tuple[int, int] | None = None,
     frames: Path | None = None,
-    topic: str | None = None,
-    data: str | None = None,
-    terms: str | None = None,
-    reading: Reading = AS_STATED,
+    options: FrameOptions = ALL_FRAMES,
+    stated: Provenance = KNOWN,
 ) -> dict[str, Any]:
     """Write the model file and return its ``ctxseg.source``.
 
@@ -165,8 +163,8 @@ def export_attention(
         size: (height, width) that the model is meant for; None: a square near SIDE.
         frames: real frames (folder, video, bag) to check on, and to measure what bf16 changes;
             None checks on a test pattern and leaves bf16 out, so that the model runs in fp32.
-        topic, reading: see ``training.data.frames.open_frames``.
-        data, terms: what taught the network, and the licence of its weights; None: what timm says.
+        options: of ``frames``.
+        stated: in place of what timm says about the training data and the weights' licence.
 
     Raises:
         ExportError: the name is unknown, the download fails, no architecture fits, or the file is
@@ -182,9 +180,7 @@ def export_attention(
     size = size or default_size(encoder.patch)
     check_multiple(size, encoder.patch)
     pictures: list[NDArray[np.uint8]] = (
-        [pattern_image(size)]
-        if frames is None
-        else fitted_frames(frames, size, topic, reading=reading)
+        [pattern_image(size)] if frames is None else fitted_frames(frames, size, options)
     )
     graph = AttentionGraph(encoder.eval())
     expected = [network_attention(graph, picture) for picture in pictures]
@@ -200,11 +196,11 @@ def export_attention(
     # What timm says of its own weights need not hold for a file of the same shapes.
     licence = encoder.vit.pretrained_cfg.get("license") if local is None else None
     source: dict[str, Any] = {
-        "data": data or (f"timm's {found}" if local is None else "not known"),
+        "data": stated.data or (f"timm's {found}" if local is None else "not known"),
         "weights": local.name if local else found,
         "architecture": found,
         "commit": commit(),
-        "licence": {"weights": terms or licence or "not known"},
+        "licence": {"weights": stated.terms or licence or "not known"},
     }
     return write_checked(
         model,
@@ -237,7 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--frames", type=Path, help="real frames to check on (default: a test pattern, and fp32)"
     )
-    options.add_reading(parser)
+    add_reading(parser)
     parser.add_argument("--data", metavar="TEXT", help="what taught it")
     parser.add_argument("--terms", metavar="TEXT", help="licence of the weights")
     args = parser.parse_args(arguments)
@@ -252,10 +248,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args.arch,
             args.size,
             args.frames,
-            args.topic,
-            args.data,
-            args.terms,
-            options.reading(args),
+            frame_options(args),
+            Provenance(args.data, args.terms),
         )
         report(args.out, source)
 

@@ -23,17 +23,17 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from ctxseg_ros.command import CommandFailed, run_command
-from ctxseg_ros.image.encodings import AS_STATED, Reading
 from ctxseg_ros.inference.runtimes import open_runtime
 from ctxseg_ros.model.model_file import ModelInfo, read_model_info, write_metadata
 from ctxseg_ros.model.prediction import Prediction
 from ctxseg_ros.system.machine import commit
 from ctxseg_ros.system.output_files import replacing
-from training.commands import checked_name, evenly
-from training.data import options
-from training.data.frames import open_frames
+from training.commands import KNOWN, Provenance, checked_name, evenly
+from training.data.frames import ALL_FRAMES, FrameOptions, open_frames
+from training.data.options import add_reading, add_stride, frame_options
 from training.data.own import CLASSES_HELP, find_label_set
 from training.data.pairs import pair_files
+from training.evaluation.labels import MODEL_IDS, GroundTruth
 from training.export.precision import accuracy, bf16_change, label_scores, summary
 from training.networks.deployed import AttentionGraph, DeployedGraph
 from training.systems.base import System
@@ -228,14 +228,10 @@ def write_checked(
 
 
 def fitted_frames(
-    frames: Path,
-    size: tuple[int, int],
-    topic: str | None = None,
-    stride: int = 1,
-    reading: Reading = AS_STATED,
+    frames: Path, size: tuple[int, int], options: FrameOptions = ALL_FRAMES
 ) -> list[NDArray[np.uint8]]:
-    """At most FRAMES real frames, evenly over every ``stride``-th of a source, at ``size``."""
-    images = open_frames(frames, topic, stride, reading)
+    """At most FRAMES real frames, evenly over those of a source, at ``size`` (height, width)."""
+    images = open_frames(frames, options)
     return [
         cv2.resize(images[i], size[::-1], interpolation=cv2.INTER_AREA)
         for i in evenly(len(images), FRAMES)
@@ -247,14 +243,10 @@ def export(
     out: Path,
     name: str,
     frames: Path,
-    truth: Path | None,
-    ignore: int | None = None,
-    data: str | None = None,
-    terms: str | None = None,
-    topic: str | None = None,
-    stride: int = 1,
-    reading: Reading = AS_STATED,
-    classes: str | None = None,
+    labels: Path | None = None,
+    options: FrameOptions = ALL_FRAMES,
+    truth: GroundTruth = MODEL_IDS,
+    stated: Provenance = KNOWN,
 ) -> dict[str, Any]:
     """Write the model file and return its ``ctxseg.source``.
 
@@ -263,15 +255,11 @@ def export(
         out: the file to write; it appears only when every check has passed.
         name: of the model.
         frames: real frames to measure parity and precision on: a folder, a video or a bag.
-        truth: folder of their labels, to score the file on (clusters by Hungarian matching);
-            None leaves the scores out.
-        ignore: id of the truth that does not count.
-        data, terms: what taught the model, and the terms of that data; None: as the run says.
-        topic: of the images in bags; None where a bag has only one.
-        reading: see ``training.data.frames.open_frames``.
-        stride: decode every stride-th of the frames only; 20 are used, evenly over those.
-        classes: whose labels ``truth`` holds, see ``training.data.own.find_label_set``; None: the
-            network's ids.
+        labels: folder of their label images, to score the file on (clusters by Hungarian
+            matching); None leaves the scores out.
+        options: of ``frames``; FRAMES are used, evenly over those.
+        truth: how the label images are read.
+        stated: in place of what the run says about its training data.
 
     Raises:
         ParityError: the file differs from the network on more than 0.1 % of pixels (attention:
@@ -281,14 +269,13 @@ def export(
         DataError: there are no frames, or frames and labels do not fit.
     """
     system, run = load_system(checkpoint)
-    if truth is not None and system.task == "attention":
+    if labels is not None and system.task == "attention":
         raise ExportError(
             f"{checkpoint}: its task is attention, which labels cannot score: leave them out and "
             "use python -m training evaluate objects"
         )
-    label_set = find_label_set(classes) if classes else None
     size = tuple(system.hparams.size)
-    pictures = fitted_frames(frames, size, topic, stride, reading)
+    pictures = fitted_frames(frames, size, options)
     graph = system.graph()
     if system.task == "attention":
         expected: list[NDArray] = [network_attention(graph, frame) for frame in pictures]
@@ -301,21 +288,21 @@ def export(
         found: dict[str, Any] = {"parity": parity(draft, pictures, expected)}
         if change := bf16_change(draft, pictures):
             found["precision"] = change
-        if truth is not None:
-            pairs = pair_files(frames, truth, reading.bits)
-            scores = label_scores(draft, pairs, ignore, size, "fp32", label_set)
+        if labels is not None:
+            pairs = pair_files(frames, labels, options.bits)
+            scores = label_scores(draft, pairs, "fp32", truth, size)
             found["scores"] = {"data": "/".join(frames.absolute().parts[-3:-1]), **scores}
             if change:
-                lower = label_scores(draft, pairs, ignore, size, "bf16", label_set)
+                lower = label_scores(draft, pairs, "bf16", truth, size)
                 change |= accuracy("miou", scores["miou"], lower["miou"])
         return found
 
     origin, known_terms = system.origin()
     source: dict[str, Any] = {
-        "data": data or origin,
+        "data": stated.data or origin,
         **run,
         "commit": commit(),
-        "licence": {"data": terms or known_terms, "weights": "Apache-2.0"},
+        "licence": {"data": stated.terms or known_terms, "weights": "Apache-2.0"},
     }
     return write_checked(
         model,
@@ -359,8 +346,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=data / "images",
         help="real frames to check on: folder, video or bag (%(default)s)",
     )
-    options.add_reading(parser)
-    parser.add_argument("--stride", type=int, default=1, help="take every n-th frame")
+    add_reading(parser)
+    add_stride(parser)
     parser.add_argument(
         "--labels", type=Path, help="their labels, to write scores into the file (default: none)"
     )
@@ -372,19 +359,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         name = checked_name(args.out, args.name)
+        truth = GroundTruth(args.ignore, find_label_set(args.classes) if args.classes else None)
         source = export(
             args.checkpoint,
             args.out,
             name,
             args.frames,
             args.labels,
-            args.ignore,
-            args.data,
-            args.terms,
-            args.topic,
-            args.stride,
-            options.reading(args),
-            args.classes,
+            frame_options(args),
+            truth,
+            Provenance(args.data, args.terms),
         )
         report(args.out, source)
 

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from ctxseg_ros.inference.runtimes import Runtime, open_runtime, open_vino
 from ctxseg_ros.inference.runtimes.precision import LabelChange, label_change, map_correlations
 from ctxseg_ros.model.model_file import ModelInfo
-from training.data.label_sets import LabelSet
 from training.data.pairs import Pair
-from training.evaluation.evaluate import evaluate_labels
+from training.evaluation.labels import MODEL_IDS, GroundTruth, evaluate_labels
+from training.evaluation.running import RunOptions
 
 DEVICE = "openvino"  # the one that computes in bf16
 
@@ -80,15 +80,14 @@ def bf16_change(info: ModelInfo, frames: Sequence[NDArray[np.uint8]]) -> dict[st
 def label_scores(
     info: ModelInfo,
     pairs: Sequence[Pair],
-    ignore: int | None,
-    size: tuple[int, int] | None,
     precision: str,
-    label_set: LabelSet | None = None,
+    truth: GroundTruth = MODEL_IDS,
+    size: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """``evaluate_labels`` in a precision; clusters are matched by Hungarian matching."""
     match = "none" if info.task == "semantic" else "hungarian"
     device = DEVICE if precision == "bf16" else "auto"
-    return evaluate_labels(info, pairs, ignore, size, device, match, precision, label_set)
+    return evaluate_labels(info, pairs, truth, match, RunOptions(size, device, precision))
 
 
 def accuracy(score: str, fp32: float, bf16: float) -> dict[str, Any]:

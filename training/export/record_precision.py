@@ -15,13 +15,15 @@ from pathlib import Path
 import onnx
 
 from ctxseg_ros.command import CommandFailed, run_command
-from ctxseg_ros.image.encodings import AS_STATED, Reading
 from ctxseg_ros.inference.runtimes.precision import cost, recorded
 from ctxseg_ros.model.model_file import ModelInfo, read_model_info, write_metadata
 from ctxseg_ros.system.output_files import check_writable, write_bytes
-from training.data import options
+from training.data.frames import ALL_FRAMES, FrameOptions
+from training.data.options import add_reading, add_stride, frame_options
 from training.data.pairs import pair_files
-from training.evaluation.evaluate import evaluate_objects
+from training.evaluation.labels import MODEL_IDS, GroundTruth
+from training.evaluation.objects import evaluate_objects
+from training.evaluation.running import RunOptions
 from training.export.checkpoint import fitted_frames
 from training.export.precision import (
     DEVICE,
@@ -36,21 +38,18 @@ from training.export.precision import (
 def measured(
     info: ModelInfo,
     frames: Path,
-    truth: Path | None = None,
-    ignore: int | None = None,
-    topic: str | None = None,
-    stride: int = 1,
-    reading: Reading = AS_STATED,
+    labels: Path | None = None,
+    truth: GroundTruth = MODEL_IDS,
+    options: FrameOptions = ALL_FRAMES,
 ) -> dict[str, object]:
     """The entries of ``training.export.precision`` for a model file.
 
     Args:
         info: the model.
         frames: a folder, a video or a bag.
-        truth: folder of their label images; for task attention, of the masks of objects.
-        ignore: id of the labels that does not count.
-        topic, stride, reading: see ``training.data.frames.open_frames``; the stride holds for the
-            frames with ground truth too.
+        labels: folder of their label images; for task attention, of the masks of objects.
+        truth: how label images are read.
+        options: of ``frames``; the stride holds for those with ground truth too.
 
     Raises:
         CommandFailed: the processor has no bf16.
@@ -59,18 +58,18 @@ def measured(
     if reason := why_no_bf16():
         raise CommandFailed(f"bf16 cannot be measured here: {reason}")
     size = info.fixed_size or info.size
-    entries = bf16_change(info, fitted_frames(frames, size, topic, stride, reading))
-    if truth is None:
+    entries = bf16_change(info, fitted_frames(frames, size, options))
+    if labels is None:
         return entries
-    pairs = pair_files(frames, truth)[::stride]
+    pairs = pair_files(frames, labels)[:: options.stride]
     scores = {}
     for precision in ("fp32", "bf16"):
         if info.task == "attention":
             name = "jaccard_mean"
-            found = evaluate_objects(info, pairs, device=DEVICE, precision=precision)
+            found = evaluate_objects(info, pairs, run=RunOptions(None, DEVICE, precision))
         else:
             name = "miou"
-            found = label_scores(info, pairs, ignore, size, precision)
+            found = label_scores(info, pairs, precision, truth, size)
         scores[precision] = found[name]
     return entries | accuracy(name, scores["fp32"], scores["bf16"])
 
@@ -98,8 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("model", type=Path, help="the .onnx file; its record is replaced")
     parser.add_argument("--frames", type=Path, required=True, help="folder, video or bag")
-    options.add_reading(parser)
-    parser.add_argument("--stride", type=int, default=1, help="take every n-th frame")
+    add_reading(parser)
+    add_stride(parser)
     parser.add_argument(
         "--truth", type=Path, help="label images of the frames, or masks for attention"
     )
@@ -109,15 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work() -> None:
         info = read_model_info(args.model)
         check_writable(args.model)
-        entries = measured(
-            info,
-            args.frames,
-            args.truth,
-            args.ignore,
-            args.topic,
-            args.stride,
-            options.reading(args),
-        )
+        truth = GroundTruth(args.ignore)
+        entries = measured(info, args.frames, args.truth, truth, frame_options(args))
         print(summary(entries))
         info = record(info, entries)
         if reason := cost(recorded(info), info.task, "bf16"):

@@ -20,13 +20,12 @@ from mcap.writer import Writer as McapWriter
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from ctxseg_ros.image.encodings import Reading
 from training.data import frames as frames_module
 from training.data.__main__ import main
 from training.data.bags import bag_images
 from training.data.crops import Crops
 from training.data.files import BrokenFiles, DataError
-from training.data.frames import open_frames
+from training.data.frames import FrameOptions, open_frames
 from training.data.unlabelled import Frames
 
 pytestmark = pytest.mark.slow
@@ -167,7 +166,7 @@ def test_stride_takes_every_nth_message(tmp_path, small, stride, storage):
     path = write_bag(tmp_path / "bag", {"/camera": [raw(frame) for frame in small]}, storage)
     numbers = [number for _, number, _ in bag_images(path, None, stride)]
     assert numbers == list(range(0, 6, stride))
-    frames = open_frames(path, stride=stride)
+    frames = open_frames(path, FrameOptions(stride=stride))
     assert all(same_picture(frames[i], small[n], 8) for i, n in enumerate(numbers))
 
 
@@ -181,11 +180,11 @@ def test_one_of_several_topics_must_be_chosen(tmp_path, small):
     assert "choose one with --topic NAME (training: --data.topic NAME)" in message
     assert f"/left  {IMAGE}, 1 messages" in message
     assert f"/right  {COMPRESSED}, 1 messages" in message
-    assert same_picture(open_frames(path, topic="/right")[0], small[1], 8)
+    assert same_picture(open_frames(path, FrameOptions("/right"))[0], small[1], 8)
     with pytest.raises(DataError, match=r"(?s)no images on topic /middle\. Its topics:.*/left"):
-        open_frames(path, topic="/middle")
+        open_frames(path, FrameOptions("/middle"))
     with pytest.raises(DataError, match="no images on topic /chat"):
-        open_frames(path, topic="/chat")
+        open_frames(path, FrameOptions("/chat"))
 
 
 def test_a_topic_without_messages_is_not_in_the_way(tmp_path, small):
@@ -250,7 +249,7 @@ def test_the_case_of_a_suffix_does_not_matter(tmp_path, small, storage):
         return
     shutil.rmtree(tmp_path / "bag")
     assert len(open_frames(upper)) == len(small)
-    assert len(open_frames(tmp_path, stride=2)) == (len(small) + 1) // 2
+    assert len(open_frames(tmp_path, FrameOptions(stride=2))) == (len(small) + 1) // 2
 
 
 @pytest.mark.parametrize("content", ["", "[]", "version: 9", "{"])
@@ -286,7 +285,7 @@ def test_a_bag_with_fewer_messages_than_it_promises_is_refused(tmp_path, small, 
         camera = "topic_id = (SELECT id FROM topics WHERE name = '/camera')"
         storage.execute(f"DELETE FROM messages WHERE {camera} AND timestamp > ?", [kept * 10**7])
     with pytest.raises(DataError) as caught:
-        open_frames(path, stride=stride)
+        open_frames(path, FrameOptions(stride=stride))
     message = str(caught.value)
     assert f"{path}: holds {said} of the 6 messages on /camera that its metadata" in message
     assert f"`ros2 bag reindex {path}`" in message
@@ -360,7 +359,7 @@ def test_encodings_without_meaning_are_read_as_told(tmp_path, small, encoding, t
         data = cv2.imencode(".png", channels)[1].reshape(-1)
         message = TYPES.types[COMPRESSED](header(), f"{encoding}; png compressed ", data)
     path = write_bag(tmp_path / "bag", {"/camera": [message]})
-    assert same_picture(open_frames(path, reading=Reading(told))[0], small[0], 8)
+    assert same_picture(open_frames(path, FrameOptions(encoding=told))[0], small[0], 8)
     with pytest.raises(
         DataError, match=rf"--encoding \(training: --data.encoding\), one of .*{told}"
     ):
@@ -405,7 +404,7 @@ def test_bags_of_fewer_bits_than_16_are_said_to_be_dark_and_brightened(
     (line,) = [record.getMessage() for record in caplog.records]
     assert str(path) in line and f"{values.max()} of 65535" in line and f"{bits} bits" in line
     caplog.clear()
-    assert same_picture(open_frames(path, reading=Reading(bits=bits))[0], np.dstack([grey] * 3), 8)
+    assert same_picture(open_frames(path, FrameOptions(bits=bits))[0], np.dstack([grey] * 3), 8)
     assert not caplog.records
 
 
@@ -490,7 +489,7 @@ def test_mcap_files_of_any_recorder(
     options = {**index, **chunks, "compression": compression}
     kind = kind.replace("/msg/", "/") if short else kind
     write_mcap(path, topics, written, profile, kind, **options)
-    frames = open_frames(path, stride=stride)
+    frames = open_frames(path, FrameOptions(stride=stride))
     assert frames.names == [f"{path}:/camera#{i}" for i in range(0, 6, stride)]
     assert all(same_picture(ours, small[::stride][i], 8) for i, ours in enumerate(frames))
 
@@ -502,7 +501,7 @@ def test_topics_of_protobuf_are_named_as_what_they_are(tmp_path, small, folder, 
     if folder:
         path = with_metadata(tmp_path, {"/pictures": ("foxglove.CompressedImage", "protobuf", 2)})
     with pytest.raises(DataError) as caught:
-        open_frames(path, topic)
+        open_frames(path, FrameOptions(topic))
     message = str(caught.value)
     assert "/pictures  foxglove.CompressedImage in protobuf, 2 messages" in message
     assert "cut short" not in message and IMAGE in message
@@ -567,7 +566,7 @@ def test_videos(video, small):
     frames = open_frames(video)
     assert frames.names == [f"{video}#{i}" for i in range(6)]
     assert all(same_picture(a, b, 8) for a, b in zip(frames, small, strict=True))
-    some = open_frames(video, stride=4)
+    some = open_frames(video, FrameOptions(stride=4))
     assert some.names == [f"{video}#0", f"{video}#4"] and same_picture(some[1], small[4], 8)
 
 
@@ -598,7 +597,7 @@ def damaged(video, path, numbers=(), share=1.0):
 @pytest.mark.parametrize("stride", [1, 2])
 def test_damaged_frames_of_a_video_are_left_out_and_named(tmp_path, video, small, stride, caplog):
     path = damaged(video, tmp_path / "a.avi", numbers=(2, 3))
-    frames = open_frames(path, stride=stride)
+    frames = open_frames(path, FrameOptions(stride=stride))
     numbers = [n for n in range(0, 6, stride) if n not in (2, 3)]
     assert frames.names == [f"{path}#{n}" for n in numbers]
     assert all(same_picture(f, small[n], 8) for f, n in zip(frames, numbers, strict=True))
@@ -628,7 +627,7 @@ def test_names_that_are_not_utf_8_and_links_in_a_circle(tmp_path, video, small):
 def test_bits_of_image_files(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), np.full((32, 32), 4095, np.uint16))
     assert open_frames(tmp_path)[0].max() == 16
-    assert open_frames(tmp_path, reading=Reading(bits=12))[0].max() == 255
+    assert open_frames(tmp_path, FrameOptions(bits=12))[0].max() == 255
 
 
 def test_a_folder_of_everything(tmp_path, video, small):
@@ -645,7 +644,7 @@ def test_a_folder_of_everything(tmp_path, video, small):
         *(f"sub/clip.avi#{i}" for i in range(6)),
     ]
     assert np.array_equal(frames[0], small[0][..., ::-1])
-    both = open_frames([tmp_path / "b.png", video], stride=3)
+    both = open_frames([tmp_path / "b.png", video], FrameOptions(stride=3))
     assert both.names == [str(tmp_path / "b.png"), f"{video}#0", f"{video}#3"]
 
 
@@ -686,9 +685,9 @@ def test_what_is_not_there_or_not_known(tmp_path, video):
         with pytest.raises(DataError, match=f"{name}: {cause}"):
             open_frames(tmp_path / name)
     with pytest.raises(DataError, match=r"topic /x was given, but there is no bag in .*clip"):
-        open_frames(video, topic="/x")
+        open_frames(video, FrameOptions("/x"))
     with pytest.raises(DataError, match="stride is 0"):
-        open_frames(video, stride=0)
+        open_frames(video, FrameOptions(stride=0))
 
 
 def test_memory_is_bounded_over_all_sources(video, monkeypatch):

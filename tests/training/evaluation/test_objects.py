@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from itertools import pairwise
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -8,11 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from training.data.files import DataError
+from ctxseg_ros.image.attention import mask_image, mass_mask
+from ctxseg_ros.inference.pipeline import Model
+from ctxseg_ros.inference.runtimes import open_runtime
+from ctxseg_ros.model.model_file import read_model_info
+from training.data.files import DataError, read_image
+from training.data.pairs import Pair, pair_files
+from training.evaluation import running
 from training.evaluation.objects import (
     MASSES,
     FrameScore,
     centre_prior,
+    evaluate_objects,
     jaccard,
     random_vit,
     read_mask,
@@ -20,6 +28,7 @@ from training.evaluation.objects import (
     score_objects,
     score_plane,
 )
+from training.evaluation.running import RunOptions
 
 pytestmark = pytest.mark.slow
 
@@ -146,3 +155,110 @@ def test_a_random_vit_is_always_the_same_one(street_frames):
     assert (first.sum((1, 2)) < 1).all()
     assert np.array_equal(first, random_vit()(street_frames[0], (3, 5)))
     assert not np.array_equal(first, random_vit()(street_frames[1][::-1], (3, 5)))
+
+
+def object_scores(root: Path, attention):
+    """scores(mass) -> Jaccard of the mean [frames with an object], of each head [frames, heads]."""
+    truths, maps = [], []
+    for stem in ("one/0", "one/2", "two/0"):
+        truths.append(read_image(root / "masks" / f"{stem}.png").any(-1))
+        maps.append(attention(read_image(root / "images" / f"{stem}.png")))
+
+    def jaccard(plane, truth, mass):
+        mask = mask_image(mass_mask(plane, mass), *truth.shape) > 0
+        return (mask & truth).sum() / (mask | truth).sum()
+
+    def scores(mass: float):
+        both = list(zip(maps, truths, strict=True))
+        heads = [[jaccard(head, truth, mass) for head in each] for each, truth in both]
+        return (
+            np.array([jaccard(each.mean(0), truth, mass) for each, truth in both]),
+            np.array(heads),
+        )
+
+    return scores
+
+
+def test_objects_are_scored_by_frame(masked):
+    root, model = masked
+    info = read_model_info(model)
+    pairs = pair_files(root / "images", root / "masks")
+    found = evaluate_objects(info, pairs, 0.4, RunOptions((72, 160), "cpu"))
+    segmenter = Model(open_runtime(info, (72, 160), "cpu"))
+    untaught = random_vit()
+    for result, attention in (
+        (found, lambda image: segmenter.segment(image).attention),
+        (found["controls"]["random_vit"], lambda image: untaught(image, (9, 20))),
+        (found["controls"]["centre_prior"], lambda _: centre_prior(9, 20)),
+    ):
+        scores = object_scores(root, attention)
+        mean, heads = scores(0.4)
+        assert result["jaccard_mean"] == pytest.approx(mean.mean(), abs=1e-6)
+        assert result["jaccard_best_head"] == pytest.approx(heads.max(1).mean(), abs=1e-6)
+        by_head = heads.mean(0)
+        assert result["jaccard_fixed_head"] == pytest.approx(by_head.max(), abs=1e-6)
+        assert result["fixed_head"] == by_head.argmax()
+        curve = [scores(m / 20)[0].mean() for m in range(1, 20)]
+        area = (sum(curve) - (curve[0] + curve[-1]) / 2) / 18
+        assert result["mass_curve_area"] == pytest.approx(area, abs=1e-6)
+    assert (found["images"], found["without_object"], found["mass"]) == (3, 1, 0.4)
+    sequences = found["sequences"]
+    assert [(name, each["images"]) for name, each in sequences.items()] == [("one", 2), ("two", 1)]
+    for key in ("jaccard_mean", "jaccard_best_head"):
+        mean = (2 * sequences["one"][key] + sequences["two"][key]) / 3
+        assert mean == pytest.approx(found[key], abs=2e-6)
+    for control in ("random_vit", "centre_prior"):
+        mean = (2 * sequences["one"][control] + sequences["two"][control]) / 3
+        assert mean == pytest.approx(found["controls"][control]["jaccard_mean"], abs=2e-6)
+
+
+def test_one_folder_of_frames_is_one_sequence(masked):
+    root, model = masked
+    pairs = pair_files(root / "images" / "two", root / "masks" / "two")
+    found = evaluate_objects(read_model_info(model), pairs, run=RunOptions((24, 48), "cpu"))
+    assert found["sequences"].keys() == {"two"}
+    assert found["sequences"]["two"]["jaccard_mean"] == found["jaccard_mean"]
+
+
+def test_objects_are_scored_at_each_frames_own_size(masked, tmp_path):
+    root, model = masked
+    info, pairs = read_model_info(model), []
+    for i, (name, shape) in enumerate({"tall": (90, 50), "wide": (51, 93)}.items()):
+        pair = pair_files(root / "images" / "one", root / "masks" / "one")[2 * i]
+        for path in (pair.image, pair.label):
+            small = cv2.resize(cv2.imread(str(path)), shape[::-1], interpolation=cv2.INTER_NEAREST)
+            out = tmp_path / path.relative_to(root).parts[0] / f"{name}.png"
+            out.parent.mkdir(exist_ok=True)
+            cv2.imwrite(str(out), small)
+    pairs = pair_files(tmp_path / "images", tmp_path / "masks")
+    found = evaluate_objects(info, pairs, 0.5, RunOptions(device="cpu"))
+    each = [
+        evaluate_objects(info, [pair], 0.5, RunOptions(size, "cpu"))
+        for pair, size in zip(pairs, ((88, 48), (48, 96)), strict=True)
+    ]
+    for part in (lambda r: r, lambda r: r["controls"]["random_vit"]):
+        mean = np.mean([part(result)["jaccard_mean"] for result in each])
+        assert part(found)["jaccard_mean"] == pytest.approx(mean, abs=2e-6)
+
+
+def test_objects_are_checked_before_the_model_runs(masked, model_factory, tmp_path, monkeypatch):
+    root, model = masked
+    info = read_model_info(model)
+    pairs = pair_files(root / "images", root / "masks")
+    monkeypatch.setattr(running, "open_runtime", lambda *_: pytest.fail("the model was opened"))
+    with pytest.raises(ValueError, match="tiny is a model of task clusters: it has no attention"):
+        evaluate_objects(read_model_info(model_factory(task="clusters")), pairs)
+    for mass in (0, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="mass must be above 0 and up to 1"):
+            evaluate_objects(info, pairs, mass)
+    empty = pair_files(root / "images" / "one", root / "masks" / "one")[1:2]
+    with pytest.raises(DataError, match="no mask has an object"):
+        evaluate_objects(info, empty)
+    for stem in ("one/0", "two/0"):
+        (tmp_path / stem).parent.mkdir()
+        cv2.imwrite(str(tmp_path / f"{stem}.png"), np.ones((30, 40), np.uint8))
+    broken = [Pair(p.image, tmp_path / p.label.relative_to(root / "masks")) for p in pairs[::3]]
+    with pytest.raises(DataError) as refused:
+        evaluate_objects(info, broken)
+    for stem in ("one/0", "two/0"):
+        assert f"{tmp_path / stem}.png: labels are 40x30, their image" in str(refused.value)

@@ -8,8 +8,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data.bsds import bsds_pairs, read_truths
-from training.evaluation.regions import score_hierarchy, score_image, score_set
+from ctxseg_ros.inference.pipeline import Model
+from ctxseg_ros.inference.runtimes import open_runtime
+from ctxseg_ros.model.model_file import read_model_info
+from ctxseg_ros.refinement.crf import refine
+from ctxseg_ros.refinement.merging import hierarchy
+from training.data.bsds import bsds_pairs, pair_truths, read_truths
+from training.data.files import DataError, read_image
+from training.evaluation import running
+from training.evaluation.regions import (
+    LEVELS,
+    evaluate_regions,
+    score_hierarchy,
+    score_image,
+    score_set,
+)
+from training.evaluation.running import RunOptions
 
 pytestmark = pytest.mark.slow
 
@@ -171,3 +185,50 @@ def test_people_agree_as_far_as_published(data_dir):
     assert found["covering"]["ods"] == pytest.approx(0.72, abs=0.03)
     assert found["pri"]["ods"] == pytest.approx(0.88, abs=0.03)
     assert found["vi"]["ods"] == pytest.approx(1.17, abs=0.12)
+
+
+@pytest.mark.parametrize("asked", [None, (32, 32)])
+def test_regions_are_those_of_the_models_labels(segmented, model_factory, asked):
+    info = read_model_info(model_factory(task="clusters"))
+    pairs = pair_truths(segmented / "images", segmented / "truth")
+    found = evaluate_regions(info, pairs, RunOptions(asked, "cpu"))
+    scores = {"plain": [], "crf": [], "merged": []}
+    # The nearest multiples of 16 to 40x70: no image is turned or squeezed.
+    for name, size in (("tall", (64, 32)), ("wide", (32, 64))):
+        segmenter = Model(open_runtime(info, asked or size, "cpu"))
+        image = read_image(segmented / "images" / f"{name}.png")
+        truths = read_truths(segmented / "truth" / f"{name}.mat")
+        said = segmenter.segment(image)
+        refined = refine(image, said.labels, said.confidence, 4)
+        tree = hierarchy(image, refined)
+        scores["plain"].append(score_image(truths, said.labels))
+        scores["crf"].append(score_image(truths, refined.argmax(0)))
+        scores["merged"].append(score_hierarchy(truths, tree))
+        for i in (0, 30, 98):
+            cut = score_image(truths, tree.at(LEVELS[i]))
+            assert scores["merged"][-1].pri[i] == pytest.approx(cut.pri[0])
+    for kind, images in scores.items():
+        expected = score_set(images, LEVELS if kind == "merged" else None)
+        for measure, values in expected.items():
+            assert found[kind][measure] == pytest.approx(values, abs=1e-9), (kind, measure)
+    assert found["images"] == 2
+
+
+def test_broken_truth_is_named_before_the_model_runs(
+    segmented, model_factory, tmp_path, monkeypatch
+):
+    for name in ("wide", "tall"):
+        (tmp_path / f"{name}.mat").write_bytes(b"no")
+    monkeypatch.setattr(running, "open_runtime", lambda *_: pytest.fail("the model was opened"))
+    with pytest.raises(DataError) as refused:
+        evaluate_regions(
+            read_model_info(model_factory()), pair_truths(segmented / "images", tmp_path)
+        )
+    assert "wide.mat: cannot be read as a .mat file" in str(refused.value)
+    assert "tall.mat: cannot be read as a .mat file" in str(refused.value)
+
+
+def test_attention_models_have_no_regions_to_score(model_factory, segmented):
+    pairs = pair_truths(segmented / "images", segmented / "truth")
+    with pytest.raises(ValueError, match="task attention"):
+        evaluate_regions(read_model_info(model_factory(task="attention")), pairs)

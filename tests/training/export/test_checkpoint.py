@@ -19,6 +19,7 @@ from rosbags.typesys import Stores, get_typestore
 from ctxseg_ros.inference.runtimes import devices, open_runtime
 from ctxseg_ros.model import store
 from ctxseg_ros.model.model_file import read_model_info
+from training.commands import Provenance
 from training.data.camvid import CLASSES
 from training.data.frames import open_frames
 from training.export import checkpoint as command
@@ -89,7 +90,7 @@ def frames_dir(street_frames, tmp_path_factory) -> Path:
 def exported(checkpoint, frames_dir, tmp_path_factory) -> Path:
     """By the command, as a process."""
     out = tmp_path_factory.mktemp("out") / "small.onnx"
-    command = ["training.export.checkpoint", checkpoint, "--out", out, "--frames", frames_dir]
+    command = ["training.export", checkpoint, "--out", out, "--frames", frames_dir]
     done = subprocess.run(
         [sys.executable, "-m", *map(str, command)],
         cwd=ROOT,
@@ -171,7 +172,13 @@ def convolutional(request, frames_dir, tmp_path_factory):
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.strategy.connect(system.eval())
     trainer.save_checkpoint(folder / "last.ckpt")
-    export(folder / "last.ckpt", folder / "small.onnx", "small", frames_dir, None, data="a street")
+    export(
+        folder / "last.ckpt",
+        folder / "small.onnx",
+        "small",
+        frames_dir,
+        stated=Provenance("a street"),
+    )
     return system, folder / "small.onnx"
 
 
@@ -238,7 +245,7 @@ def attentive(request, frames_dir, tmp_path_factory) -> tuple:
     trainer.strategy.connect(system.eval())
     trainer.save_checkpoint(folder / "last.ckpt")
     checkpoint, out = folder / "last.ckpt", folder / "small.onnx"
-    export(checkpoint, out, "small", frames_dir, None)
+    export(checkpoint, out, "small", frames_dir)
     return encoder, getattr(system, "sharpness", None), checkpoint, out
 
 
@@ -272,12 +279,12 @@ def test_attention_is_refused_where_it_differs_and_with_labels(
 ):
     *_, checkpoint, out = attentive
     monkeypatch.setattr(command, "export_graph", lambda *_: onnx.load(out))
-    with pytest.raises(ExportError, match=r"training\.evaluate objects"):
+    with pytest.raises(ExportError, match="evaluate objects"):
         export(checkpoint, tmp_path / "x.onnx", "x", frames_dir, frames_dir)
     known = command.network_attention
     monkeypatch.setattr(command, "network_attention", lambda *args: known(*args)[:, ::-1])
     with pytest.raises(ParityError, match=r"% of the patches' attention agree with the network"):
-        export(checkpoint, tmp_path / "x.onnx", "x", frames_dir, None)
+        export(checkpoint, tmp_path / "x.onnx", "x", frames_dir)
     assert not list(tmp_path.iterdir())
 
 

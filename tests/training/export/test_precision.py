@@ -15,7 +15,8 @@ from ctxseg_ros.inference.runtimes.precision import cost, recorded
 from ctxseg_ros.model.model_file import read_model_info
 from ctxseg_ros.model.prediction import Prediction
 from training.data.pairs import pair_files
-from training.evaluation.evaluate import evaluate_labels
+from training.evaluation.labels import GroundTruth, evaluate_labels
+from training.evaluation.running import RunOptions
 from training.export import precision, record_precision
 
 pytestmark = pytest.mark.slow
@@ -112,7 +113,9 @@ def test_record_is_what_both_precisions_give(
     assert entries["bf16_sure_agreement"] == pytest.approx((full == lower)[sure].mean(), abs=1e-6)
     assert (entries["frames"], entries["score"]) == (5, "miou")
     for name in ("fp32", "bf16"):
-        scores = evaluate_labels(info, pairs, 3, SIZE, "openvino", precision=name)
+        scores = evaluate_labels(
+            info, pairs, GroundTruth(3), run=RunOptions(SIZE, "openvino", name)
+        )
         assert entries[f"{name}_score"] == scores["miou"]
     assert cost(recorded(info), info.task, "bf16") is None
     assert "bf16 where that is faster" in capsys.readouterr().out
