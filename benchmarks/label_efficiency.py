@@ -29,7 +29,6 @@ import argparse
 import hashlib
 import json
 import logging
-import os
 import sys
 import time
 import warnings
@@ -57,11 +56,11 @@ from ctxseg_ros.system.output_files import (
     write_text,
 )
 from training.data.module import CamVid
+from training.places import DATA, WEIGHTS, expanded
 from training.systems.segmenter import SegmenterSystem
 
 Row = dict[str, Any]
 
-SHARED = ROOT.parent / "shared"
 SHARES = (0.05, 0.2, 1.0)
 SEED = 0
 #: Mode to its options of SegmenterSystem.
@@ -326,11 +325,13 @@ def run(options: argparse.Namespace) -> Results:
     """Measure what is missing, and say so. Raises as `main` catches."""
     settings = Settings(options.steps, options.size, options.batch, options.precision)
     wanted = cases(options.rows)
-    files = {case.backbone: getattr(options, case.backbone) for case in wanted}
-    for name, path in files.items():
-        if not path.is_file():
-            option = name.replace("_", "-")
-            raise FileNotFoundError(f"weights of {name}: no file {path}; give --{option}")
+    data = expanded(options.data, "--data")
+    files = {}
+    for name in dict.fromkeys(case.backbone for case in wanted):
+        option = f"--{name.replace('_', '-')}"
+        files[name] = expanded(getattr(options, name), option)
+        if not files[name].is_file():
+            raise FileNotFoundError(f"weights of {name}: no file {files[name]}; give {option}")
     prints = {name: fingerprint(path) for name, path in files.items()}
     make_folder(options.json.parent)
     check_writable(options.json)
@@ -339,7 +340,7 @@ def run(options: argparse.Namespace) -> Results:
         row = matching(results.rows, case)
         if row is None or row["weights"] != prints[case.backbone]:
             weights = files[case.backbone]
-            row = measure(case, settings, options.data, weights, options.workers)
+            row = measure(case, settings, data, weights, options.workers)
             results.add(row)
         print(
             f"{number}/{len(wanted)} {case.name}: {row['frames']} frames, "
@@ -357,8 +358,6 @@ def _count(text: str) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    data = Path(os.environ.get("CTXSEG_DATA", SHARED / "data"))
-    weights = Path(os.environ.get("CTXSEG_WEIGHTS", SHARED / "weights"))
     results = ROOT / "benchmarks" / "results" / "label_efficiency.json"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", nargs="+", default=["*"], metavar="BACKBONE/MODE/PERCENT")
@@ -367,13 +366,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=_count, default=8, help="frames (%(default)s)")
     parser.add_argument("--precision", default="32-true", help="of Lightning (%(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="that load frames (%(default)s)")
-    parser.add_argument("--data", type=Path, default=data / "camvid", help="CamVid's folder")
+    parser.add_argument("--data", default=f"${DATA}/camvid", help="CamVid's folder (%(default)s)")
     for option, path in (
-        ("--deit-tiny", weights / "deit_tiny_patch16_224.pth"),
+        ("--deit-tiny", f"${WEIGHTS}/deit_tiny_patch16_224.pth"),
         ("--dino-tiny", ROOT / "runs" / "dino_tiny_dinov2" / "checkpoints" / "last.ckpt"),
-        ("--dinov2-small", weights / "dinov2_vits14_fp16.pth"),
+        ("--dinov2-small", f"${WEIGHTS}/dinov2_vits14_fp16.pth"),
     ):
-        parser.add_argument(option, type=Path, default=path, metavar="FILE", help="its weights")
+        parser.add_argument(option, default=path, metavar="FILE", help="weights (%(default)s)")
     parser.add_argument("--json", type=Path, default=results, help="beside it come .md and .png")
     return parser.parse_args(arguments)
 

@@ -14,7 +14,6 @@ set, and nobody chose among them.
 
 import argparse
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,12 +47,14 @@ from ctxseg_ros.system import machine
 from ctxseg_ros.system.output_files import make_folder, replacing, write_json, write_text
 from training.data.bsds import bsds_pairs
 from training.data.camvid import CLASSES, VOID, camvid_pairs, read_camvid
+from training.data.evenly import evenly
 from training.data.files import DataError, read_image
 from training.data.pairs import Pair, pair_files
 from training.evaluation.labels import GroundTruth, evaluate_labels
 from training.evaluation.regions import evaluate_regions
 from training.evaluation.running import fitting_size
 from training.export.checkpoint import agreement, network_labels
+from training.places import DATA, expanded
 from training.systems.registry import CheckpointError, load_system
 from training.systems.wnet import WNetSystem
 
@@ -93,8 +94,7 @@ class Frame:
 
 def spread(pairs: Sequence[Pair], count: int = ROWS) -> list[Pair]:
     """At most `count` of the pairs, from the middles of as many equal parts."""
-    places = (np.arange(count) + 0.5) * len(pairs) / count
-    return [pairs[i] for i in dict.fromkeys(places.astype(int).tolist())]
+    return [pairs[i] for i in evenly(len(pairs), count, middles=True)]
 
 
 def of_one_shape(pairs: Sequence[Pair]) -> list[Pair]:
@@ -600,8 +600,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--data",
-        type=Path,
-        default=Path(os.environ.get("CTXSEG_DATA", ROOT.parent / "shared" / "data")),
+        default=f"${DATA}",
         help="with camvid, bsds500 and davis_dev (%(default)s)",
     )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
@@ -609,6 +608,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _find(args: argparse.Namespace) -> dict[str, Any]:
+    data = expanded(args.data, "--data")
     unet, wnet, dino = load(args.unet), load(args.wnet), load(args.dino)
     models = {"unet": unet, "wnet": wnet, "dino": dino}
     if dino.task != "attention":
@@ -616,12 +616,12 @@ def _find(args: argparse.Namespace) -> dict[str, Any]:
     objects = read_objects(args.objects)
     decoder = None
     if args.checkpoint:
-        pairs = spread(camvid_pairs(args.data / "camvid", "val"))
+        pairs = spread(camvid_pairs(data / "camvid", "val"))
         decoder = Decoder(args.checkpoint, wnet, [pair.rgb() for pair in pairs])
     make_folder(args.out)
-    heads = attention(args.data, dino, args.out)
-    natural, last = bsds(args.data, wnet, decoder, args.regions, args.out)
-    driving, first = camvid(args.data, unet, wnet, decoder, args.out)
+    heads = attention(data, dino, args.out)
+    natural, last = bsds(data, wnet, decoder, args.regions, args.out)
+    driving, first = camvid(data, unet, wnet, decoder, args.out)
     return {
         "models": {
             key: {"name": info.name, "data": info.source.get("data", "data unknown")}

@@ -12,7 +12,6 @@ else the machine does, so nothing is timed here.
 """
 
 import argparse
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it sees its folder only
 
 from benchmarks.processes import ROOT
+from ctxseg_ros.command import CommandFailed, run_command
 from ctxseg_ros.image.resize import resized
 from ctxseg_ros.inference.runtimes import Runtime
 from ctxseg_ros.inference.runtimes.precision import SURE, LabelChange, cost
@@ -36,8 +36,8 @@ from ctxseg_ros.model import store
 from ctxseg_ros.model.model_file import ModelInfo, format_size
 from ctxseg_ros.system import machine
 from ctxseg_ros.system.output_files import write_json, write_text
-from training.commands import evenly
 from training.data.bsds import pair_truths
+from training.data.evenly import evenly
 from training.data.files import read_image
 from training.data.frames import open_frames
 from training.data.pairs import IGNORE, Pair, pair_files
@@ -46,8 +46,8 @@ from training.evaluation.objects import evaluate_objects
 from training.evaluation.regions import evaluate_regions
 from training.evaluation.running import RunOptions
 from training.export.precision import DEVICE, label_scores, open_both, total_change, why_no_bf16
+from training.places import DATA, expanded
 
-DATA = Path(os.environ.get("CTXSEG_DATA", ROOT.parent / "shared" / "data"))
 RESULTS = ROOT / "benchmarks" / "results"
 BANDS = (0.0, 0.4, 0.5, SURE, 0.8, np.inf)  # of the confidence in fp32
 REGION_FRAMES = 8  # CRF and merging take a second a frame
@@ -66,14 +66,14 @@ CAMVID = ("sky", "building", "pole", "road", "pavement", "tree")
 CAMVID += ("sign", "fence", "car", "pedestrian", "bicyclist")
 CAMVID_VOID = 11
 
-#: score -> a precision's value, on `count` frames
 Scores = dict[str, float]
-Scorer = Callable[[ModelInfo, int, str], Scores]
+#: scorer(data, info, count, precision): scores by name on `count` frames below the folder `data`
+Scorer = Callable[[Path, ModelInfo, int, str], Scores]
 
 
 @dataclass(frozen=True, eq=False)
 class Footage:
-    """Frames below DATA, and what scores models of a task on them, where there is ground truth."""
+    """Frames below the folder of the data sets; where they have ground truth, a scorer by task."""
 
     name: str
     frames: str
@@ -85,16 +85,16 @@ def chosen(pairs: Sequence[Pair], count: int) -> list[Pair]:
     return [pairs[i] for i in evenly(len(pairs), count)]
 
 
-def camvid(info: ModelInfo, count: int, precision: str) -> Scores:
+def camvid(data: Path, info: ModelInfo, count: int, precision: str) -> Scores:
     """mIoU over the 11 classes; clusters by Hungarian matching."""
-    root = DATA / "camvid" / "val"
+    root = data / "camvid" / "val"
     pairs = chosen(pair_files(root / "images", root / "labels"), count)
     return {"mIoU": label_scores(info, pairs, precision, GroundTruth(CAMVID_VOID))["miou"]}
 
 
-def facades(info: ModelInfo, count: int, precision: str) -> Scores:
+def facades(data: Path, info: ModelInfo, count: int, precision: str) -> Scores:
     """mIoU over the six classes that CamVid and LabelMeFacade share."""
-    root = DATA / "labelmefacade"
+    root = data / "labelmefacade"
     with tempfile.TemporaryDirectory() as folder:
         pairs = []
         for pair in chosen(pair_files(root / "images", root / "labels"), count):
@@ -116,9 +116,9 @@ def camvid_ids(colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return ids
 
 
-def regions(info: ModelInfo, count: int, precision: str) -> Scores:
+def regions(data: Path, info: ModelInfo, count: int, precision: str) -> Scores:
     """Covering at one level for all images: the clusters as they are, and merged."""
-    root = DATA / "bsds500" / "val"
+    root = data / "bsds500" / "val"
     pairs = pair_truths(root / "images", root / "groundTruth")
     pairs = chosen(pairs, min(count, REGION_FRAMES))
     found = evaluate_regions(info, pairs, RunOptions(None, DEVICE, precision))
@@ -128,9 +128,9 @@ def regions(info: ModelInfo, count: int, precision: str) -> Scores:
     }
 
 
-def objects(info: ModelInfo, count: int, precision: str) -> Scores:
+def objects(data: Path, info: ModelInfo, count: int, precision: str) -> Scores:
     """Jaccard of the mean of the heads at a mass of 0.6, each frame at its own shape."""
-    root = DATA / "davis_dev"
+    root = data / "davis_dev"
     pairs = chosen(pair_files(root / "images", root / "masks"), count)
     found = evaluate_objects(info, pairs, run=RunOptions(None, DEVICE, precision))
     return {"Jaccard": found["jaccard_mean"]}
@@ -155,9 +155,12 @@ def compare(
     bf16: Runtime,
     footage: Footage,
     frames: Sequence[NDArray[np.uint8]],
-    count: int,
+    data: Path,
 ) -> dict[str, Any]:
-    """One row: what bf16 changes on the footage; `count` frames of it are scored, if any."""
+    """One row: what bf16 changes on `frames` of the footage; as many are scored, if it has labels.
+
+    `data`: the folder of the data sets.
+    """
     info = fp32.info
     change = total_change(fp32, bf16, [resized(frame, fp32.size) for frame in frames])
     row: dict[str, Any] = {
@@ -174,7 +177,7 @@ def compare(
         row["mean_correlation"] = round(float(np.mean(change)), 6)
     measured = dict(row)
     if scorer := footage.scorers.get(info.task):
-        full, lower = (scorer(info, count, precision) for precision in ("fp32", "bf16"))
+        full, lower = (scorer(data, info, len(frames), precision) for precision in ("fp32", "bf16"))
         row["scores"] = {name: {"fp32": full[name], "bf16": lower[name]} for name in full}
         name = max(full, key=lambda name: full[name] - lower[name])  # what suffers most
         measured |= {"fp32_score": full[name], "score": lower[name]}
@@ -182,9 +185,9 @@ def compare(
     return row
 
 
-def load_frames(footage: Footage, count: int) -> list[NDArray[np.uint8]]:
+def load_frames(data: Path, footage: Footage, count: int) -> list[NDArray[np.uint8]]:
     """At most `count` frames of a footage, evenly spread."""
-    frames = open_frames(DATA / footage.frames)
+    frames = open_frames(data / footage.frames)
     return [frames[i] for i in evenly(len(frames), count)]
 
 
@@ -247,17 +250,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=10, help="of each footage (%(default)s)")
     parser.add_argument("--models", nargs="+", default=store.model_names())
+    parser.add_argument(
+        "--data", default=f"${DATA}", help="the folder of the data sets (%(default)s)"
+    )
     parser.add_argument("--json", type=Path, default=RESULTS / "precision.json")
     options = parser.parse_args(arguments)
+    return run_command("precision", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    data = expanded(options.data, "--data")
     if reason := why_no_bf16():
-        print(f"bf16 cannot be measured here: {reason}", file=sys.stderr)
-        return 1
+        raise CommandFailed(f"bf16 cannot be measured here: {reason}")
     start, console, rows = machine.commit(), Console(), []
-    frames = {footage: load_frames(footage, options.frames) for footage in FOOTAGE}
+    frames = {footage: load_frames(data, footage, options.frames) for footage in FOOTAGE}
     for model in options.models:
         fp32, bf16 = open_both(store.load(model))
         for footage in FOOTAGE:
-            rows.append(compare(fp32, bf16, footage, frames[footage], options.frames))
+            rows.append(compare(fp32, bf16, footage, frames[footage], data))
             console.print(rows[-1], soft_wrap=True)
         fp32.close()
         bf16.close()
@@ -266,7 +276,6 @@ def main(arguments: list[str] | None = None) -> int:
         {"machine": machine.describe(), "commit": start, "results": rows},
     )
     write_text(options.json.with_suffix(".md"), table(rows))
-    return 0
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ DATA, LOSSES, NETWORKS, EVALUATION, SYSTEMS, EXPORT, CLUSTERS = (
     f"training.{room}"
     for room in ("data", "losses", "networks", "evaluation", "systems", "export", "clusters")
 )
-COMMAND, HELPERS = "ctxseg_ros.command", "training.commands"
+COMMAND, HELPERS, PLACES = "ctxseg_ros.command", "training.commands", "training.places"
 #: What of ours each room may import, besides itself; docs/architecture.md says what lives there.
 ROOMS = {
     SYSTEM: set(),
@@ -31,13 +31,13 @@ ROOMS = {
     REALTIME: set(),
     ROS: CORE,
     DEMO: CORE | {ROS, COMMAND},
-    DATA: {SYSTEM, MODEL, IMAGE, COMMAND},
+    DATA: {SYSTEM, MODEL, IMAGE, COMMAND, PLACES},
     LOSSES: set(),
-    NETWORKS: {SYSTEM, MODEL},
-    EVALUATION: CORE | {COMMAND, DATA, NETWORKS},
+    NETWORKS: {SYSTEM, MODEL, PLACES},
+    EVALUATION: CORE | {COMMAND, PLACES, DATA, NETWORKS},
     SYSTEMS: {SYSTEM, MODEL, IMAGE, COMMAND, DATA, LOSSES, NETWORKS, EVALUATION},
-    EXPORT: CORE | {COMMAND, HELPERS, DATA, NETWORKS, EVALUATION, SYSTEMS},
-    CLUSTERS: CORE | {COMMAND, HELPERS, DATA, NETWORKS, EVALUATION, SYSTEMS, EXPORT},
+    EXPORT: CORE | {COMMAND, HELPERS, PLACES, DATA, NETWORKS, EVALUATION, SYSTEMS},
+    CLUSTERS: CORE | {COMMAND, HELPERS, PLACES, DATA, NETWORKS, EVALUATION, SYSTEMS, EXPORT},
 }
 #: Libraries that a part of the project must run without.
 FORBIDDEN = {

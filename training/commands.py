@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 
 from ctxseg_ros.model.model_file import ModelFileError, write_metadata
@@ -56,11 +55,6 @@ def checked_name(out: Path, name: str | None) -> str:
             "digits, '_', '-' and '.'"
         ) from error
     return name
-
-
-def evenly(items: int, most: int) -> list[int]:
-    """Indices of at most ``most`` of a number of items, evenly from the first to the last."""
-    return np.linspace(0, items - 1, min(most, items)).round().astype(int).tolist()
 
 
 def counted(number: int, what: str) -> str:

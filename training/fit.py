@@ -20,6 +20,7 @@ from training.data.class_list_file import read_class_list
 from training.data.files import DataError
 from training.data.own import OWN
 from training.networks.weights import WeightsError
+from training.places import PlaceError
 
 
 class BadArguments(ValueError):
@@ -78,7 +79,9 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     given = None if args is None else list(args)
     return run_command(
-        "training", lambda: _run(given), bad_input=(BadArguments, DataError, WeightsError, OSError)
+        "training",
+        lambda: _run(given),
+        bad_input=(BadArguments, DataError, PlaceError, WeightsError, OSError),
     )
 
 

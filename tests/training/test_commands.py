@@ -5,7 +5,7 @@ import pytest
 
 from ctxseg_ros.model.model_file import ModelFileError
 from ctxseg_ros.system.output_files import OutputError
-from training.commands import checked_name, evenly
+from training.commands import checked_name
 
 
 def test_a_model_is_called_as_its_file_unless_a_name_is_given(tmp_path):
@@ -32,8 +32,3 @@ def test_places_where_no_file_can_be_written(tmp_path):
     (tmp_path / "folder.onnx").mkdir()
     with pytest.raises(OutputError, match=r"folder\.onnx: cannot be written: it is a folder"):
         checked_name(tmp_path / "folder.onnx", None)
-
-
-def test_indices_are_spread_from_the_first_to_the_last():
-    assert evenly(3, 5) == [0, 1, 2] and evenly(1, 5) == [0]
-    assert evenly(101, 5) == [0, 25, 50, 75, 100]

@@ -29,7 +29,8 @@ from ctxseg_ros.system.machine import commit
 from training.clusters.cluster_graph import ClusterGraph
 from training.clusters.clustering import CENTROIDS_EACH, VECTORS_EACH, Clustering, cluster, unit
 from training.clusters.token_cut import fitting_size
-from training.commands import KNOWN, Provenance, checked_name, counted, evenly
+from training.commands import KNOWN, Provenance, checked_name, counted
+from training.data.evenly import evenly
 from training.data.files import DataError, progress
 from training.data.frames import ALL_FRAMES, FrameList, FrameOptions, Source, open_frames
 from training.data.options import add_reading, add_stride, frame_options
@@ -46,6 +47,7 @@ from training.export.checkpoint import (
 from training.export.precision import bf16_change
 from training.networks.deployed import AttentionGraph, SegmenterGraph
 from training.networks.encoder import Encoder, check_multiple
+from training.places import end
 from training.systems.registry import load_system
 
 #: Frames whose patches are clustered, at most, evenly over the source.
@@ -293,9 +295,7 @@ def check_sizes(frames: FrameList, patch: int) -> None:
 
 
 def _ends(source: Source) -> str:
-    """The end of each path says what it holds; its beginning is nobody's business."""
-    paths = [source] if isinstance(source, str | Path) else source
-    return ", ".join("/".join([p for p in Path(s).parts if p not in "/.."][-3:]) for s in paths)
+    return ", ".join(map(end, [source] if isinstance(source, str | Path) else source))
 
 
 def report(out: Path, source: dict[str, Any], found: Clustering) -> None:

@@ -18,7 +18,7 @@ from ctxseg_ros.inference.runtimes import open_runtime
 from ctxseg_ros.model.model_file import ClassInfo, ModelInfo
 from ctxseg_ros.model.prediction import UNLABELLED
 from ctxseg_ros.system.output_files import make_folder, write_image, write_text
-from training.commands import evenly
+from training.data.evenly import evenly
 from training.data.files import progress
 from training.data.frames import FrameList
 

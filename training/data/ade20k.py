@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from ctxseg_ros.system.files import shown
 from training.data.files import DataError
 from training.data.label_files import read_ids
 from training.data.pairs import Pair, pair_files
+from training.places import expanded
 
 #: Name and colour (RGB) of the classes, by label: the first of the names that the benchmark's
 #: objectInfo150.txt lists, and its color150, where road and skyscraper share a colour. In the
@@ -187,7 +187,7 @@ def ade20k_pairs(root: str | Path, split: str) -> list[Pair]:
         DataError: a folder is missing, or an image has no label, or a label no image.
     """
     folder = _FOLDERS[split]
-    root = Path(os.path.expanduser(root))
+    root = expanded(root)
     return pair_files(root / "images" / folder, root / "annotations" / folder)
 
 

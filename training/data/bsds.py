@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from training.data.files import DataError, each_file, files_below, image_files
 from training.data.pairs import Pair, pair_up
+from training.places import expanded
 
 SPLITS = ("train", "val", "test")
 
@@ -28,7 +28,7 @@ def bsds_pairs(root: str | Path, split: str) -> list[Pair]:
     Raises:
         DataError: neither layout is there, or files have no partner.
     """
-    root = Path(os.path.expanduser(root))
+    root = expanded(root)
     if (root / "images" / split).is_dir():
         return pair_truths(root / "images" / split, root / "groundTruth" / split)
     return pair_truths(root / split / "images", root / split / "groundTruth")
@@ -109,7 +109,7 @@ def check(root: str | Path) -> None:
     Raises:
         DataError: there is no split, or files are missing or broken. All such files are named.
     """
-    root = Path(os.path.expanduser(root))
+    root = expanded(root)
     splits = [s for s in SPLITS if (root / s).is_dir() or (root / "images" / s).is_dir()]
     if not splits:
         raise DataError(f"{root}: no train, val or test of BSDS500 in it")

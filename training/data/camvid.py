@@ -12,7 +12,6 @@ the rest is for training (367).
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from training.data.class_list import UNKNOWN, ClassList, Entry
 from training.data.files import DataError
 from training.data.label_files import IGNORE, read_label_image
 from training.data.pairs import Pair, pair_files
+from training.places import expanded
 
 #: Name and colour (RGB) of the classes, by label. Label 11 in the files is void.
 CLASSES: tuple[tuple[str, tuple[int, int, int]], ...] = (
@@ -128,7 +128,7 @@ def camvid_pairs(root: str | Path, split: str) -> list[Pair]:
         DataError: no layout is there, an image has no label, or a label no image; or a frame
             of Cambridge's folders does not have its name there.
     """
-    root = Path(os.path.expanduser(root))
+    root = expanded(root)
     if (root / split / "images").is_dir():
         return pair_files(root / split / "images", root / split / "labels")
     if (root / f"{split}_labels").is_dir():

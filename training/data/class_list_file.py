@@ -28,7 +28,6 @@ from __future__ import annotations
 import csv
 import difflib
 import io
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +39,7 @@ from ctxseg_ros.system.files import shown
 from training.data.class_list import ClassList, Colour, Entry
 from training.data.files import DataError
 from training.data.label_files import IGNORE
+from training.places import expanded
 
 _VOID = {"void", "ignore", "unlabelled", "unlabeled"}
 _HEADINGS = {
@@ -86,7 +86,7 @@ def read_class_list(path: str | Path) -> ClassList:
     Raises:
         DataError: the file cannot be read, or is not as above; see also ``ClassList``.
     """
-    path = Path(os.path.expanduser(path))
+    path = expanded(path)
     readers = {
         **dict.fromkeys((".yaml", ".yml", ".json"), _yaml_rows),
         **dict.fromkeys((".csv", ".tsv"), _csv_rows),

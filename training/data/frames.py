@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,6 +31,7 @@ from training.data.files import (
     read_image,
     warn,
 )
+from training.places import expanded
 
 #: Pixels that a frame has at least, in height and width: networks that halve it four times are
 #: left with one.
@@ -210,7 +210,7 @@ def _listed(source: Source) -> str:
 
 def _files(source: Source) -> list[Path]:
     """Images, videos and bags at or below each path."""
-    paths = [Path(os.path.expanduser(entry)) for entry in _entries(source)]
+    paths = [expanded(entry) for entry in _entries(source)]
     return [found for path in paths for found in _found(path)]
 
 

@@ -26,6 +26,7 @@ from training.data.module import ScoredFrames, train_loader
 from training.data.own import find_label_set
 from training.data.pairs import IGNORE, LabelledFrame, Pair, PairSet, by_name, read_ids
 from training.data.unlabelled import CroppedFrames
+from training.places import end, expanded
 
 #: The confidence of labels that people drew.
 CERTAIN = 255
@@ -133,7 +134,7 @@ class _Fill:
     """
 
     def __init__(self, root: str, classes: Sequence[str], table: LabelTable) -> None:
-        file = Path(root) / "classes.yaml"
+        file = expanded(root) / "classes.yaml"
         frames = SourceFrames(Source(str(file), root, ["train", "val"]), classes, table)
         # As ``pseudo-label`` writes them: a number, _ and the stem.
         stems = [pair.image.stem.partition("_")[2] for pair in frames.pairs]
@@ -172,7 +173,7 @@ class _ScoredSource(Sequence[LabelledFrame]):
 
 def _origin(root: str, labels: LabelSet) -> str:
     """Who labelled a folder: a teacher, see ``training.pseudo_label``, or the set's authors."""
-    record = Path(root) / TEACHER
+    record = expanded(root) / TEACHER
     if not record.exists():
         return labels.origin
     try:
@@ -405,7 +406,7 @@ class Mixture(L.LightningDataModule):
         """The training frames in words, for the model file; once they are read."""
         parts = [f"{len(each)} frames of {each.name} ({each.origin})" for each in self.train]
         if self.unlabelled is not None:
-            ends = ["/".join(Path(path).parts[-2:]) for path in self.footage]
+            ends = [end(path, 2) for path in self.footage]
             parts.append(f"{len(self.unlabelled)} unlabelled frames of {', '.join(ends)}")
         return "; ".join(parts)
 

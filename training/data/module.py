@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sized
-from pathlib import Path
 
 import lightning as L
 import torch
@@ -15,10 +14,12 @@ from torchvision import tv_tensors
 from ctxseg_ros.image.encodings import BITS
 from ctxseg_ros.image.image_file import ALL_BITS
 from training.data.augment import eval_transform, train_transform
+from training.data.evenly import evenly
 from training.data.files import DataError, warn
 from training.data.label_sets import LABEL_SETS, LabelSet
 from training.data.own import check_seen, own_label_set
-from training.data.pairs import Pair, PairSet
+from training.data.pairs import PairSet
+from training.places import expanded
 
 #: images uint8 [B, 3, H, W], labels int64 [B, h, w], stems
 Batch = tuple[Tensor, Tensor, list[str]]
@@ -101,17 +102,11 @@ def train_loader(
     )
 
 
-def evenly(pairs: list[Pair], share: float) -> list[Pair]:
-    """``share`` of the pairs, at least one, from the middles of as many equal parts."""
-    count = max(1, round(share * len(pairs)))
-    return [pairs[(2 * i + 1) * len(pairs) // (2 * count)] for i in range(count)]
-
-
 class LabelledFrames(L.LightningDataModule):
     """The train and val splits of a labelled data set; a subclass says which.
 
     Args:
-        root: the data set's folder, see the ``pairs`` of its LabelSet.
+        root: the data set's folder, see the ``pairs`` of its LabelSet and ``training.places``.
         size: (height, width) that the network sees.
         batch_size: frames of a batch over all processes.
         scale: range of the random scale. jitter: photometric distortion.
@@ -136,7 +131,7 @@ class LabelledFrames(L.LightningDataModule):
         super().__init__()
         if not 0 < share <= 1:
             raise DataError(f"share of the training frames is {share}: give one above 0, up to 1")
-        self.root, self.share = root, share
+        self.root, self.share = expanded(root, "--data.init_args.root"), share
         self.size, self.batch_size, self.workers, self.seed = tuple(size), batch_size, workers, seed
         self.transform = train_transform(self.size, tuple(scale), jitter)
         self.train: PairSet | None = None
@@ -160,8 +155,10 @@ class LabelledFrames(L.LightningDataModule):
 
     def _read(self, split: str, share: float = 1.0) -> PairSet:
         labels = self.labels
-        pairs = evenly(labels.pairs(self.root, split), share)
-        return PairSet(pairs, labels.read, labels.in_memory)
+        pairs = labels.pairs(self.root, split)
+        count = max(1, round(share * len(pairs)))
+        chosen = [pairs[i] for i in evenly(len(pairs), count, middles=True)]
+        return PairSet(chosen, labels.read, labels.in_memory)
 
     def train_dataloader(self) -> DataLoader:
         assert self.train is not None and self.trainer is not None
@@ -242,4 +239,4 @@ class OwnLabels(LabelledFrames):
                 warn(f"no pixel of the {len(self.train)} training masks is {', '.join(missing)}")
 
     def origin(self) -> str:
-        return f"{Path(self.root).resolve().name}, {super().origin()}"
+        return f"{self.root.resolve().name}, {super().origin()}"

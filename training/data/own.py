@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,10 +12,12 @@ import numpy as np
 
 from ctxseg_ros.image.image_file import ALL_BITS
 from training.data.class_list_file import read_class_list
+from training.data.evenly import evenly
 from training.data.files import DataError, image_files
 from training.data.label_files import LABEL_SUFFIXES
 from training.data.label_sets import LABEL_SETS, LabelSet
 from training.data.pairs import Pair, pair_files, pair_up
+from training.places import expanded
 
 #: The name that own labels have among the label sets.
 OWN = "own"
@@ -111,7 +112,7 @@ def own_pairs(
         DataError: a folder is missing or there are two for one thing, an image has no label, or
             a label no image.
     """
-    root = Path(os.path.expanduser(root))
+    root = expanded(root)
     if not 0 < val_share < 1:
         raise DataError(f"val_share is {val_share}: give a share above 0 and below 1")
     if not root.is_dir():
@@ -201,5 +202,5 @@ def _divided(pairs: list[Pair], split: str, val_share: float, images: Path) -> l
     if len(pairs) < 2:
         raise DataError(f"{images}: one image; training and validation need one each")
     count = min(max(1, round(val_share * len(pairs))), len(pairs) - 1)
-    chosen = {(2 * i + 1) * len(pairs) // (2 * count) for i in range(count)}
+    chosen = set(evenly(len(pairs), count, middles=True))
     return [pair for i, pair in enumerate(pairs) if (i in chosen) == (split == "val")]

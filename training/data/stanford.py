@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 
 from training.data.files import DataError, files_below, image_files
 from training.data.pairs import IGNORE, Pair, pair_up
+from training.places import expanded
 
 #: Name and colour (RGB) of the classes, by label. The data set sets no colours: where CamVid has
 #: the class these are CamVid's. A negative label in the files is unknown.
@@ -43,7 +43,7 @@ def stanford_pairs(root: str | Path, split: str) -> list[Pair]:
     Raises:
         DataError: a folder is missing, or an image has no label, or a label no image.
     """
-    root = Path(os.path.expanduser(root))
+    root = expanded(root)
     images, labels = root / "images", root / "labels"
     files = image_files(images)
     found = files_below(labels, {".txt"})

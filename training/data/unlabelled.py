@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -14,9 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ctxseg_ros.image.resize import resized
+from training.data.evenly import evenly
 from training.data.files import DataError
 from training.data.frames import FrameList, FrameOptions, holds_bag, open_frames
 from training.data.module import train_loader
+from training.places import end
 
 #: images uint8 [B, 3, H, W], names
 UnlabelledBatch = tuple[Tensor, list[str]]
@@ -185,9 +186,7 @@ class Frames(L.LightningDataModule):
         """What a model trained on these frames says of its data."""
         assert self.train is not None
         sources = [self.source] if isinstance(self.source, str) else self.source
-        # The end of a path says what it holds; its beginning is nobody's business.
-        ends = ["/".join([p for p in Path(s).parts if p not in "/.."][-3:]) for s in sources]
-        return f"{len(self.train)} frames of {', '.join(ends)}, without labels"
+        return f"{len(self.train)} frames of {', '.join(map(end, sources))}, without labels"
 
     def train_dataloader(self) -> DataLoader:
         assert self.train is not None and self.trainer is not None
@@ -196,6 +195,5 @@ class Frames(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         assert self.val is not None
-        count = min(self.val_frames, len(self.val))
-        chosen = np.linspace(0, len(self.val) - 1, count).round().astype(int).tolist()
+        chosen = evenly(len(self.val), self.val_frames)
         return DataLoader(Subset(CentredFrames(self.val, self.size), chosen), _VAL_BATCH)

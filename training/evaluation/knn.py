@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from training.data.files import DataError
 from training.data.frames import FrameList, open_frames
 from training.data.unlabelled import crop
+from training.places import expanded
 
 #: Frames that are compared with all training frames at a time.
 _CHUNK = 256
@@ -57,6 +58,7 @@ class ClassFrames(Dataset):
     """
 
     def __init__(self, root: str | Path, size: int) -> None:
+        root = expanded(root)
         self.frames: FrameList = open_frames(root)
         parts = [Path(name).relative_to(root).parts for name in self.frames.names]
         loose = [name for name, p in zip(self.frames.names, parts, strict=True) if len(p) < 2]

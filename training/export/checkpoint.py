@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,8 @@ from ctxseg_ros.model.model_file import ModelInfo, read_model_info, write_metada
 from ctxseg_ros.model.prediction import Prediction
 from ctxseg_ros.system.machine import commit
 from ctxseg_ros.system.output_files import replacing
-from training.commands import KNOWN, Provenance, checked_name, evenly
+from training.commands import KNOWN, Provenance, checked_name
+from training.data.evenly import evenly
 from training.data.frames import ALL_FRAMES, FrameOptions, open_frames
 from training.data.options import add_reading, add_stride, frame_options
 from training.data.own import CLASSES_HELP, find_label_set
@@ -36,6 +36,7 @@ from training.data.pairs import pair_files
 from training.evaluation.labels import MODEL_IDS, GroundTruth
 from training.export.precision import accuracy, bf16_change, label_scores, summary
 from training.networks.deployed import AttentionGraph, DeployedGraph
+from training.places import DATA, expanded
 from training.systems.base import System
 from training.systems.registry import load_system
 
@@ -335,15 +336,13 @@ def report(out: Path, source: dict[str, Any]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code (``ctxseg_ros.command``)."""
-    data = Path(os.environ.get("CTXSEG_DATA", "../shared/data")) / "camvid" / "val"
     parser = argparse.ArgumentParser(prog="python -m training export", description=__doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="the .onnx file to write")
     parser.add_argument("--name", help="of the model (default: the stem of --out)")
     parser.add_argument(
         "--frames",
-        type=Path,
-        default=data / "images",
+        default=f"${DATA}/camvid/val/images",
         help="real frames to check on: folder, video or bag (%(default)s)",
     )
     add_reading(parser)
@@ -364,7 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args.checkpoint,
             args.out,
             name,
-            args.frames,
+            expanded(args.frames, "--frames"),
             args.labels,
             frame_options(args),
             truth,

@@ -20,6 +20,8 @@ from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor, nn
 
+from training.places import expanded
+
 #: timm names that a file can be of, most likely first: without a head, and with one.
 _SELF_SUPERVISED = ("*.dino", "*dinov2*", "vit_*dinov3*")
 _SUPERVISED = ("deit_*patch*", "vit_*.augreg*")
@@ -85,9 +87,10 @@ def read_weights(path: str | Path) -> Weights:
 
     Raises:
         FileNotFoundError: no such file.
+        PlaceError: the path names an environment variable that is not set.
         WeightsError: damaged, in need of unpickling code, or no ViT's weights.
     """
-    path = Path(path)
+    path = expanded(path)
     if not path.is_file():
         raise FileNotFoundError(f"backbone weights {path}: no such file")
     saved = _load(path)

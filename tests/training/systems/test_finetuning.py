@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from training.__main__ import main
 from training.data.files import DataError
-from training.data.module import CamVid, evenly
+from training.data.module import CamVid
 from training.export.checkpoint import network_labels
 from training.networks.linear_head import LinearHead
 from training.networks.weights import WeightsError
@@ -84,14 +84,6 @@ def test_share_of_the_labels_is_spread_evenly(share, expected, small_camvid):
         everything.train[i][2] for i in expected
     ]
     assert len(frames.val) == 3
-
-
-def test_evenly_takes_no_pair_twice():
-    for count in range(1, 40):
-        for share in (0.05, 0.2, 0.5, 0.99, 1.0):
-            found = evenly(list(range(count)), share)
-            assert found == sorted(set(found))
-            assert len(found) == max(1, round(share * count))
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.5])
