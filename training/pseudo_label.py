@@ -36,10 +36,10 @@ from ctxseg_ros.system.output_files import make_folder, write_bytes, write_json,
 from training.data.class_maps import allowed_classes, parse_changes
 from training.data.files import DataError
 from training.data.frames import FrameList, open_frames
+from training.data.label_files import IGNORE
 from training.data.mixture import CERTAIN, CONFIDENCE, TEACHER
 from training.data.options import add_reading, add_stride, frame_options
 from training.data.own import CLASSES_HELP, find_label_set
-from training.data.pairs import IGNORE
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,10 @@ def soft_labels(
         teacher.add(shares, runtime.run(image))
         mirrored = runtime.run(np.ascontiguousarray(image[:, ::-1]))
         assert mirrored.labels is not None and mirrored.confidence is not None
-        turned = [np.ascontiguousarray(a[:, ::-1]) for a in (mirrored.labels, mirrored.confidence)]
-        teacher.add(shares, Prediction(*turned))
+        labels, confidence = (
+            np.ascontiguousarray(a[:, ::-1]) for a in (mirrored.labels, mirrored.confidence)
+        )
+        teacher.add(shares, Prediction(labels, confidence))
     shares /= 2 * len(runtimes)
     labels = shares.argmax(0).astype(np.uint8)
     confidence = (255 * shares.max(0) + 0.5).clip(0, CERTAIN - 1).astype(np.uint8)

@@ -52,10 +52,11 @@ from training.clusters.sheet import (
 from training.commands import checked_name
 from training.data.files import progress
 from training.data.frames import open_frames
+from training.data.label_files import IGNORE
 from training.data.label_sets import LabelSet
 from training.data.options import add_reading, add_stride, frame_options
 from training.data.own import CLASSES_HELP, find_label_set
-from training.data.pairs import IGNORE, Pair, pair_files, read_label, read_pair
+from training.data.pairs import Pair, pair_files, read_label, read_pair
 from training.data.palette import cluster_colours
 from training.evaluation.labels import count_pixels
 from training.evaluation.matching import NONE, match_clusters

@@ -22,10 +22,11 @@ from ctxseg_ros.system.files import shown
 from training.data import bsds
 from training.data.files import BrokenFiles, each_file
 from training.data.frames import FrameOptions, open_frames
+from training.data.label_files import IGNORE
 from training.data.label_sets import LABEL_SETS, LabelSet
 from training.data.options import add_bits, add_reading, add_stride, frame_options
 from training.data.own import OWN, check_seen, own_label_set
-from training.data.pairs import IGNORE, Pair, read_pair
+from training.data.pairs import Pair, read_pair
 
 _SIZES = 3  # that are listed
 

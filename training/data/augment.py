@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from training.data.pairs import IGNORE
+from training.data.label_files import IGNORE
 
 #: Grey that fills what lies outside a frame; the labels there are IGNORE.
 GREY = 124

@@ -41,7 +41,7 @@ class _Topic(NamedTuple):
     name: str
     kind: str
     written: str
-    count: int
+    messages: int
 
     @property
     def is_image(self) -> bool:
@@ -49,7 +49,7 @@ class _Topic(NamedTuple):
 
     def __str__(self) -> str:
         written = "" if self.written == "cdr" else f" in {self.written}"
-        return f"{self.name}  {self.kind}{written}, {self.count} messages"
+        return f"{self.name}  {self.kind}{written}, {self.messages} messages"
 
 
 class _Bag(NamedTuple):
@@ -86,16 +86,18 @@ def bag_images(
         bag = _open_folder(path, stack) if path.is_dir() else _open_file(path, stack)
         chosen = _choose(path, bag.topics, topic)
         seen = 0
-        messages = progress(bag.messages(chosen.name), f"{path.name} {chosen.name}", chosen.count)
+        messages = progress(
+            bag.messages(chosen.name), f"{path.name} {chosen.name}", chosen.messages
+        )
         for written, data in messages:
             if seen % stride == 0:
                 yield chosen.name, seen, _message(data, chosen.kind, written)
             seen += 1
-        if seen < chosen.count:
+        if seen < chosen.messages:
             raise DataError(
-                f"{path}: holds {seen or 'none'} of the {chosen.count} messages on {chosen.name} "
-                f"that its metadata promises. Copy it again; to go on with what is left, "
-                f"{_recovery(path)}"
+                f"{path}: holds {seen or 'none'} of the {chosen.messages} messages on "
+                f"{chosen.name} that its metadata promises. Copy it again; to go on with what is "
+                f"left, {_recovery(path)}"
             )
 
 
@@ -183,7 +185,7 @@ def _open_mcap(path: Path, stack: ExitStack) -> _Bag:
     for number, channel in channels.items():
         schema = schemas.get(channel.schema_id)
         kind = _full_name(schema.name) if schema else "no type"
-        before = topics[channel.topic].count if channel.topic in topics else 0
+        before = topics[channel.topic].messages if channel.topic in topics else 0
         written = channel.message_encoding or profile
         topics[channel.topic] = _Topic(channel.topic, kind, written, before + counts[number])
 
@@ -264,7 +266,7 @@ def _broken(path: Path) -> Path:
 
 
 def _choose(path: Path, topics: Sequence[_Topic], name: str | None) -> _Topic:
-    images = [topic for topic in topics if topic.is_image and topic.count]
+    images = [topic for topic in topics if topic.is_image and topic.messages]
     listed = "".join(f"\n  {topic}" for topic in topics)
     for topic in topics:
         if topic.name == name and topic in images:

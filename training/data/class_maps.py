@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from training.data.files import DataError
-from training.data.pairs import IGNORE
+from training.data.label_files import IGNORE
 
 #: By name of a foreign class: the class or the classes of the model that it may be; none of them
 #: where its pixels are to be ignored.

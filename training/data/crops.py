@@ -124,10 +124,10 @@ class Crops(L.LightningDataModule):
         self.local_crops = local_crops
         # The published pair: one view is always blurred, the other seldom, and solarised at times.
         self.views = [
-            view(global_size, tuple(global_scale), 1.0),
-            view(global_size, tuple(global_scale), 0.1, solarise=0.2),
+            view(global_size, (global_scale[0], global_scale[1]), 1.0),
+            view(global_size, (global_scale[0], global_scale[1]), 0.1, solarise=0.2),
         ]
-        self.local = view(local_size, tuple(local_scale), 0.5)
+        self.local = view(local_size, (local_scale[0], local_scale[1]), 0.5)
         self.frames = Frames(
             source,
             (global_size, global_size),

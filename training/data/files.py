@@ -6,11 +6,11 @@ from __future__ import annotations
 import logging
 import os
 import unicodedata
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import cv2
 import numpy as np
@@ -62,8 +62,12 @@ def each_file(function: Callable[[Item], Result], items: Sequence[Item], what: s
             return None, str(error)
 
     # `closing`: an interrupt does not wait for the files that are left.
-    with ThreadPoolExecutor(os.cpu_count()) as pool, closing(pool.map(attempt, items)) as results:
-        done = list(progress(results, what, len(items)))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        generator = cast(
+            "Generator[tuple[Result | None, str | None], None, None]", pool.map(attempt, items)
+        )
+        with closing(generator) as results:
+            done = list(progress(results, what, len(items)))
     wrong = [line for _, line in done if line is not None]
     if wrong:
         raise BrokenFiles(wrong)

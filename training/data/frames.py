@@ -92,11 +92,17 @@ class _Frame:
     one_colour: bool
     bits: int = ALL_BITS
 
+    @property
+    def kept(self) -> int:
+        """Bytes in memory."""
+        return len(self.place) if isinstance(self.place, bytes) else 0
+
     def read(self) -> np.ndarray:
         if isinstance(self.place, Path):
             return read_image(self.place, self.bits)
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
         pixels = cv2.imdecode(np.frombuffer(self.place, np.uint8), flags)
+        assert pixels is not None  # it was decoded before
         return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
@@ -118,7 +124,7 @@ class FrameList(Sequence[np.ndarray]):
         self.names = [frame.name for frame in frames]
         self.sizes = [frame.size for frame in frames]
         self.one_colour = [frame.name for frame in frames if frame.one_colour]
-        self.kept_bytes = sum(len(f.place) for f in frames if isinstance(f.place, bytes))
+        self.kept_bytes = sum(frame.kept for frame in frames)
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -172,7 +178,7 @@ def open_frames(source: Source, options: FrameOptions = ALL_FRAMES) -> FrameList
         except DataError as error:
             wrong.append(str(error))
             continue
-        room -= sum(len(frame.place) for frame in found)
+        room -= sum(frame.kept for frame in found)
         frames += found
     if wrong:
         raise BrokenFiles(wrong)
@@ -249,7 +255,7 @@ def _checked(name: str, place: Path | bytes, pixels: np.ndarray) -> _Frame:
 
 def _kept(encoded: Iterator[tuple[str, bytes, np.ndarray]], path: Path, room: int) -> list[_Frame]:
     """Frames of (name, data, pixels), as long as their data takes no more than ``room`` bytes."""
-    frames = []
+    frames: list[_Frame] = []
     for name, data, pixels in encoded:
         room -= len(data)
         if room < 0:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import lightning as L
 import numpy as np
@@ -21,10 +21,11 @@ from training.data.augment import Hide, geometric, photographic
 from training.data.class_maps import LabelTable, allowed_classes
 from training.data.files import DataError, each_file
 from training.data.frames import open_frames
+from training.data.label_files import IGNORE, read_ids
 from training.data.label_sets import LabelSet
 from training.data.module import ScoredFrames, train_loader
 from training.data.own import find_label_set
-from training.data.pairs import IGNORE, LabelledFrame, Pair, PairSet, by_name, read_ids
+from training.data.pairs import LabelledFrame, Pair, PairSet, by_name
 from training.data.unlabelled import CroppedFrames
 from training.places import end, expanded
 
@@ -308,7 +309,8 @@ class DistortedFrames(Dataset):
         image, name = self.frames[epoch * self.count + index, frame]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_item_seed(self.seed, epoch, index))
-            return UnlabelledBatch(image, self.distort(image), name)
+            # The loader makes a list of the names.
+            return UnlabelledBatch(image, self.distort(image), cast(list[str], name))
 
 
 def _item_seed(seed: int, epoch: int, index: int) -> int:
@@ -371,10 +373,11 @@ class Mixture(L.LightningDataModule):
                 f"{frames}; raise it, or frames"
             )
         self.labels = find_label_set(classes)
-        self.classes, self.size = classes, tuple(size)
+        self.classes, self.size = classes, (size[0], size[1])  # no list
         self.batch_size, self.unlabelled_batch = batch_size, unlabelled_batch
         self.workers, self.seed, self.frames = workers, seed, frames
-        self.scale, self.unlabelled_scale = tuple(scale), tuple(unlabelled_scale)
+        self.scale = (scale[0], scale[1])
+        self.unlabelled_scale = (unlabelled_scale[0], unlabelled_scale[1])
         self.sources, self.val_sources, self.footage = sources, val, unlabelled or []
         self.table = LabelTable(len(self.labels.classes))
         self.train: list[SourceFrames] = []
@@ -425,6 +428,7 @@ class Mixture(L.LightningDataModule):
         return loaders
 
     def _loader(self, frames: Dataset, batch_size: int) -> DataLoader:
+        assert self.trainer is not None
         return train_loader(frames, self.trainer, batch_size, self.workers, self.seed)
 
     def val_dataloader(self) -> list[DataLoader]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 
 import lightning as L
 import torch
@@ -18,7 +18,7 @@ from training.data.evenly import evenly
 from training.data.files import DataError, warn
 from training.data.label_sets import LABEL_SETS, LabelSet
 from training.data.own import check_seen, own_label_set
-from training.data.pairs import PairSet
+from training.data.pairs import LabelledFrame, PairSet
 from training.places import expanded
 
 #: images uint8 [B, 3, H, W], labels int64 [B, h, w], stems
@@ -58,9 +58,9 @@ class AugmentedFrames(Dataset):
 
 
 class ScoredFrames(Dataset):
-    """Frames of a PairSet resized for the network, with labels at their own size."""
+    """Labelled frames resized for the network, with labels at their own size."""
 
-    def __init__(self, frames: PairSet, size: tuple[int, int]) -> None:
+    def __init__(self, frames: Sequence[LabelledFrame], size: tuple[int, int]) -> None:
         self.frames, self.transform = frames, eval_transform(size)
 
     def __len__(self) -> int:
@@ -132,8 +132,9 @@ class LabelledFrames(L.LightningDataModule):
         if not 0 < share <= 1:
             raise DataError(f"share of the training frames is {share}: give one above 0, up to 1")
         self.root, self.share = expanded(root, "--data.init_args.root"), share
-        self.size, self.batch_size, self.workers, self.seed = tuple(size), batch_size, workers, seed
-        self.transform = train_transform(self.size, tuple(scale), jitter)
+        self.size, self.batch_size = (size[0], size[1]), batch_size  # no list
+        self.workers, self.seed = workers, seed
+        self.transform = train_transform(self.size, (scale[0], scale[1]), jitter)
         self.train: PairSet | None = None
         self.val: PairSet | None = None
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from training.data.files import DataError, files_below, image_files
-from training.data.pairs import IGNORE, Pair, pair_up
+from training.data.label_files import IGNORE
+from training.data.pairs import Pair, pair_up
 from training.places import expanded
 
 #: Name and colour (RGB) of the classes, by label. The data set sets no colours: where CamVid has

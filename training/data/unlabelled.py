@@ -140,8 +140,9 @@ class Frames(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.source, self.val_source, self.val_frames = source, val_source, val_frames
-        self.size, self.batch_size, self.workers, self.seed = tuple(size), batch_size, workers, seed
-        self.scale = tuple(scale)
+        self.size, self.batch_size = (size[0], size[1]), batch_size  # no list
+        self.workers, self.seed = workers, seed
+        self.scale = (scale[0], scale[1])
         try:
             self.options = FrameOptions(topic, stride, encoding, bits)
         except ValueError as error:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import lightning as L
 import torch
@@ -79,11 +80,17 @@ class ClassFrames(Dataset):
         return torch.from_numpy(square).permute(2, 0, 1), self.labels[index]
 
 
+@runtime_checkable
+class Embeds(Protocol):
+    """A system that embeds images uint8 [B, 3, H, W] as features [B, D]."""
+
+    def embed(self, images: Tensor) -> Tensor: ...
+
+
 class KNN(L.Callback):
     """Logs ``val/knn``, the share of ``val`` that its nearest neighbours in ``train`` name rightly.
 
-    For systems that have ``embed(images uint8 [B, 3, H, W]) -> features [B, D]``. The processes
-    share the frames out among them.
+    For systems that embed images, see ``Embeds``. The processes share the frames out among them.
 
     Args:
         train, val: folders with one folder of frames for each class; the same classes in both.
@@ -131,7 +138,7 @@ class KNN(L.Callback):
         try:
             with torch.no_grad():
                 blank = torch.zeros(1, 3, self.size, self.size, dtype=torch.uint8)
-                pl_module.embed(blank.to(pl_module.device))
+                _embed(pl_module, blank)
         except ValueError as error:
             raise DataError(f"size of the neighbours' frames: {error}") from error
         except NotImplementedError as error:
@@ -156,6 +163,11 @@ class KNN(L.Callback):
         loader = DataLoader(
             Subset(frames, mine), batch_size=self.batch_size, num_workers=self.workers
         )
-        parts = [system.embed(images.to(system.device)).float() for images, _ in loader]
-        gathered = system.all_gather(torch.cat(parts)).reshape(world, share, -1)
+        parts = torch.cat([_embed(system, images).float() for images, _ in loader])
+        gathered = torch.as_tensor(system.all_gather(parts)).reshape(world, share, -1)
         return gathered.transpose(0, 1).flatten(0, 1)[: len(frames)]
+
+
+def _embed(system: L.LightningModule, images: Tensor) -> Tensor:
+    assert isinstance(system, Embeds)
+    return system.embed(images.to(system.device))

@@ -21,8 +21,9 @@ from ctxseg_ros.model.model_file import ModelInfo
 from ctxseg_ros.model.prediction import UNLABELLED
 from training.data.class_maps import ClassMap, allowed_classes
 from training.data.files import DataError
+from training.data.label_files import IGNORE
 from training.data.label_sets import LabelSet
-from training.data.pairs import IGNORE, LabelReader, Pair, read_label
+from training.data.pairs import LabelReader, Pair, read_label
 from training.evaluation.matching import MATCHES, NONE, match_clusters, matched_confusion
 from training.evaluation.running import AUTO, RunOptions
 from training.evaluation.scores import Scores
@@ -196,7 +197,9 @@ def _count_set(
             labels = labels if fold is None else fold[labels]
             if labels.shape != truth.shape:
                 height, width = truth.shape
-                labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+                how = cv2.INTER_NEAREST_EXACT
+                enlarged = cv2.resize(labels, (width, height), interpolation=how)
+                labels = np.asarray(enlarged, np.uint8)
             pixels += count_pixels(truth, labels, classes, ids)
     finally:
         runtime.close()
@@ -230,8 +233,8 @@ def matched_scores(
     Raises:
         DataError: there is no pixel.
     """
-    there = np.flatnonzero(pixels.sum(1))
-    if not len(there):
+    there = np.flatnonzero(pixels.sum(1)).tolist()
+    if not there:
         raise DataError("no pixel of the label images counts: every one is 255 or --ignore")
     pixels = pixels[there]
     names = [names[each] if names else str(each) for each in there]

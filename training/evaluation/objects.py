@@ -114,12 +114,14 @@ def _score_pairs(
     for pair, model in each_at_its_size(info, pairs, run):
         rows, columns = (side // info.stride for side in model.runtime.size)
         image, truth, _ = read_pair(pair, read_mask)
+        attention = model.segment(image).attention
+        assert attention is not None
         maps = {
-            "model": model.segment(image).attention,
+            "model": attention,
             "centre_prior": centre_prior(rows, columns),
             "random_vit": untaught(image, (rows, columns)),
         }
-        scores = {name: score_frame(attention, truth, mass) for name, attention in maps.items()}
+        scores = {name: score_frame(each, truth, mass) for name, each in maps.items()}
         scored.append((pair, scores))
     return scored
 
@@ -153,7 +155,8 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
 
     Raises DataError if it cannot be read as an image.
     """
-    return decoded(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH).any(-1)
+    pixels: NDArray[Any] = decoded(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    return (pixels != 0).any(axis=-1)
 
 
 def jaccard(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:

@@ -208,7 +208,8 @@ class _Overlaps:
             raise ValueError("no truth to score against")
         flat = regions.ravel().astype(np.int64)
         sizes = np.bincount(flat).astype(float)
-        region, truth_region, pixels, truth_of = [], [], [], []
+        region, truth_region, pixels = [], [], []
+        truth_of: list[int] = []
         for i, truth in enumerate(truths):
             if truth.shape != regions.shape:
                 raise ValueError(
@@ -229,7 +230,7 @@ class _Overlaps:
             truth_region=columns,
             pixels=counted,
             truth_of=np.array(truth_of),
-            truth_sizes=np.bincount(columns, counted),
+            truth_sizes=np.bincount(columns, counted).astype(float),
             sizes=sizes,
         )
 

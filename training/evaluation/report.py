@@ -24,7 +24,8 @@ from ctxseg_ros.inference.runtimes import open_runtime
 from ctxseg_ros.model.model_file import ModelInfo
 from ctxseg_ros.model.store import load
 from ctxseg_ros.system.output_files import make_folder, replacing
-from training.data.pairs import DataError, Pair, pair_files, read_label
+from training.data.files import DataError
+from training.data.pairs import Pair, pair_files, read_label
 from training.evaluation.labels import count_pixels
 from training.evaluation.scores import Scores
 
@@ -89,7 +90,9 @@ def draw_worst(info: ModelInfo, pairs: Sequence[Pair], ignore: int | None, out: 
         labels = segmenter.segment(image).labels
         assert labels is not None
         if labels.shape != truth.shape:
-            labels = cv2.resize(labels, truth.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+            height, width = truth.shape
+            how = cv2.INTER_NEAREST_EXACT
+            labels = np.asarray(cv2.resize(labels, (width, height), interpolation=how), np.uint8)
         miou = Scores(count_pixels(truth, labels, count)).miou
         scored.append((miou, pair.image.stem, image, truth, labels))
     runtime.close()
@@ -110,8 +113,9 @@ def draw_worst(info: ModelInfo, pairs: Sequence[Pair], ignore: int | None, out: 
             axis.imshow(picture)
             axis.set_title(title, fontsize=9)
     patches = [
-        matplotlib.patches.Patch(color=[c / 255 for c in item.colour], label=item.name)
+        matplotlib.patches.Patch(color=(red / 255, green / 255, blue / 255), label=item.name)
         for item in info.classes
+        for red, green, blue in (item.colour,)
     ]
     figure.legend(handles=patches, loc="outside lower center", ncols=count, frameon=False)
     with replacing(out) as draft:

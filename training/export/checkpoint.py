@@ -278,7 +278,7 @@ def export(
     size = tuple(system.hparams.size)
     pictures = fitted_frames(frames, size, options)
     graph = system.graph()
-    if system.task == "attention":
+    if isinstance(graph, AttentionGraph):
         expected: list[NDArray] = [network_attention(graph, frame) for frame in pictures]
     else:
         expected = [network_labels(system, frame) for frame in pictures]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +46,7 @@ class ViTGraph(DeployedGraph):
             bias += convolution.bias
         self.weight = nn.Parameter((convolution.weight / (255 * std)).detach())
         self.bias = nn.Parameter(bias.detach())
+        module: Any  # timm declares no types of their attributes
         for module in network.modules():
             if hasattr(module, "fused_attn"):
                 module.fused_attn = False
@@ -105,6 +107,7 @@ class AttentionGraph(ViTGraph):
         if network.vit.cls_token is None:
             raise ValueError("this ViT has no CLS token, whose attention could be shown")
         super().__init__(network, network)
+        self.sharpness: Tensor | None
         self.register_buffer("sharpness", sharpness)
 
     def published(self, rows: Tensor) -> Tensor:
@@ -136,8 +139,7 @@ class UNetGraph(DeployedGraph):
         super().__init__()
         self.network = copy.deepcopy(network)
         self.stride = network.stride
-        first = self.network.down[0].first
-        first.weight.data /= 255
+        self.network.first.weight.data /= 255
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Labels and confidence, as SegmenterGraph's; H and W multiples of 16."""

@@ -29,10 +29,12 @@ class Details(nn.Module):
             *_separable(width, width, 2),
             *_separable(width, width, 1),
             *_separable(width, width, 1),
-            nn.Conv2d(width, outputs, 1),
         )
-        nn.init.zeros_(self.rest[-1].weight)
-        nn.init.zeros_(self.rest[-1].bias)
+        last = nn.Conv2d(width, outputs, 1)
+        nn.init.zeros_(last.weight)
+        assert last.bias is not None
+        nn.init.zeros_(last.bias)
+        self.rest.append(last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings float [B, outputs, H/4, W/4] of images [B, 3, H, W], RGB on 0-1.

@@ -49,6 +49,11 @@ class Encoder(nn.Module):
         OSError: the weights of ``name`` cannot be downloaded.
     """
 
+    #: A VisionTransformer or Eva; timm declares no types of their attributes.
+    vit: Any
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         name: str,
@@ -215,7 +220,7 @@ def create_vit(name: str, **options: Any) -> VisionTransformer | Eva:
     return vit
 
 
-def share_out(attention: nn.Module, heads: int) -> None:
+def share_out(attention: Any, heads: int) -> None:
     """Give a timm ``Attention`` another number of heads. Raises ValueError if it does not fit."""
     dim = attention.num_heads * attention.head_dim
     if heads < 1 or dim % heads:
@@ -225,7 +230,7 @@ def share_out(attention: nn.Module, heads: int) -> None:
     attention.scale = attention.head_dim**-0.5
 
 
-def cls_row(attention: nn.Module, tokens: Tensor, rope: Tensor | None = None) -> Tensor:
+def cls_row(attention: Any, tokens: Tensor, rope: Tensor | None = None) -> Tensor:
     """The first token's row of softmax(Q K^T / sqrt(d)), without the other N rows.
 
     Args:
@@ -256,7 +261,7 @@ def cls_row(attention: nn.Module, tokens: Tensor, rope: Tensor | None = None) ->
     return (q @ k.transpose(-2, -1)).squeeze(2).softmax(-1)
 
 
-def _biases(attention: nn.Module) -> tuple[Tensor | None, Tensor | None]:
+def _biases(attention: Any) -> tuple[Tensor | None, Tensor | None]:
     """The biases of queries and keys."""
     if isinstance(attention, EvaAttention):
         return attention.q_bias, None

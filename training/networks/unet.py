@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+#: What a map is continued with beyond its edges.
+Padding = Literal["zeros", "reflect"]
 
 #: Channels of the five levels at width 1.
 WIDTHS = (64, 128, 256, 512, 1024)
@@ -23,7 +27,7 @@ def check_size(size: tuple[int, int]) -> None:
         )
 
 
-def _convolution(inputs: int, outputs: int, separable: bool, padding: str) -> nn.Sequential:
+def _convolution(inputs: int, outputs: int, separable: bool, padding: Padding) -> nn.Sequential:
     """A 3x3 convolution, ReLU and BatchNorm; separable: one filter a channel, then 1x1."""
     convolution: nn.Module = nn.Conv2d(inputs, outputs, 3, padding=1, padding_mode=padding)
     if separable:
@@ -40,19 +44,13 @@ class Module(nn.Sequential):
     """Two 3x3 convolutions, each with ReLU and BatchNorm, then dropout."""
 
     def __init__(
-        self, inputs: int, outputs: int, separable: bool, dropout: float, padding: str = "zeros"
+        self, inputs: int, outputs: int, separable: bool, dropout: float, padding: Padding = "zeros"
     ) -> None:
         super().__init__(
             _convolution(inputs, outputs, separable, padding),
             _convolution(outputs, outputs, separable, padding),
             nn.Dropout(dropout),
         )
-
-    @property
-    def first(self) -> nn.Conv2d:
-        """The convolution that sees the module's input."""
-        convolution = self[0][0]
-        return convolution[0] if isinstance(convolution, nn.Sequential) else convolution
 
 
 class UNet(nn.Module):
@@ -79,7 +77,7 @@ class UNet(nn.Module):
         outputs: int,
         width: float = 1.0,
         dropout: float = 0.0,
-        padding: str = "zeros",
+        padding: Padding = "zeros",
     ) -> None:
         super().__init__()
         widths = [max(1, round(width * channels)) for channels in WIDTHS]
@@ -94,6 +92,11 @@ class UNet(nn.Module):
             for i, (_, b) in enumerate(pairs)
         )
         self.head = nn.Conv2d(widths[0], outputs, 1)
+
+    @property
+    def first(self) -> nn.Conv2d:
+        """The convolution that sees the input."""
+        return next(part for part in self.modules() if isinstance(part, nn.Conv2d))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map float [B, inputs, H, W] to float [B, outputs, H, W], of any H and W.

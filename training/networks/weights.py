@@ -256,7 +256,8 @@ def _last_heads(saved: object, recipe: dict[str, Any]) -> int | None:
     if recipe and saved["system"] == "DistilledSystem":  # type: ignore[index]
         # Its student has the heads of its teacher.
         with torch.device("meta"):
-            return timm.create_model(recipe["teacher"]).blocks[-1].attn.num_heads
+            teacher: Any = timm.create_model(recipe["teacher"])
+        return int(teacher.blocks[-1].attn.num_heads)
     return recipe.get("last_heads")
 
 
@@ -290,14 +291,14 @@ def _split_biases(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return split
 
 
-def _prefix(vit: nn.Module) -> int:
+def _prefix(vit: Any) -> int:
     """How many tokens before the patches have a position embedding."""
-    return 0 if vit.no_embed_class else vit.num_prefix_tokens  # type: ignore[return-value]
+    return 0 if vit.no_embed_class else vit.num_prefix_tokens
 
 
-def _positions(vit: nn.Module, weights: Weights) -> Tensor:
+def _positions(vit: Any, weights: Weights) -> Tensor:
     """The position embedding [1, prefix + rows * columns, D] at the ViT's grid."""
-    prefix, grid = _prefix(vit), vit.patch_embed.grid_size  # type: ignore[union-attr]
+    prefix, grid = _prefix(vit), vit.patch_embed.grid_size
     stored = _grid(weights, prefix) or grid
     positions = weights.tensors["pos_embed"].float()
     return resample_abs_pos_embed(positions, list(grid), list(stored), prefix)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from training.networks.unet import UNet
+from training.networks.unet import Padding, UNet
 
 
 class WNet(nn.Module):
@@ -20,7 +20,7 @@ class WNet(nn.Module):
         clusters: int = 9,
         width: float = 1.0,
         dropout: float = 0.0,
-        padding: str = "zeros",
+        padding: Padding = "zeros",
     ) -> None:
         super().__init__()
         self.encoder = UNet(3, clusters, width, dropout, padding)

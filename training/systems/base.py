@@ -100,6 +100,10 @@ class System(L.LightningModule, ABC):
             )
         return loss
 
+    def gathered(self, values: Tensor) -> Tensor:
+        """A tensor of all processes, one after the other along a new first axis if several."""
+        return cast(Tensor, self.all_gather(values))
+
     def log_now(self, figures: dict[str, float]) -> None:
         """Log figures at this step, which Lightning's ``log_every_n_steps`` may skip."""
         for logger in self.loggers:

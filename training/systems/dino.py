@@ -242,7 +242,8 @@ class DinoSystem(UnlabelledSystem):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.current_epoch < self.hparams.frozen:
             self.student.head.last.weight.grad = None
-        decay = cosine(*self.hparams.weight_decay, self.global_step / self.steps)
+        first, last = self.hparams.weight_decay
+        decay = cosine(first, last, self.global_step / self.steps)
         optimizer.param_groups[0]["weight_decay"] = decay
 
     def configure_gradient_clipping(
@@ -281,7 +282,7 @@ class DinoSystem(UnlabelledSystem):
         data = trainer.datamodule  # type: ignore[attr-defined]
         top = h.lr * data.batch_size * accumulated / 256
         parameters = list(self.student.parameters())
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in parameters if p.ndim > 1]},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]

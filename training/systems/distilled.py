@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -82,7 +83,7 @@ class DistilledSystem(UnlabelledSystem):
         super().__init__()
         self.save_hyperparameters()
         with torch.device("meta"):  # its shape is enough: a finished student needs no teacher
-            shape = create_vit(teacher)
+            shape: Any = create_vit(teacher)
         heads = shape.blocks[-1].attn.num_heads
         self.network = Encoder(backbone, size, pretrained, weights, last_heads=heads)
         for name, vit in ((backbone, self.network.vit), (teacher, shape)):
@@ -90,6 +91,7 @@ class DistilledSystem(UnlabelledSystem):
                 raise ValueError(f"{name} has no CLS token, whose attention is learnt")
         self.head = nn.Linear(self.network.dim, shape.embed_dim)
         self.standardise = nn.BatchNorm1d(shape.embed_dim, affine=False)
+        self.sharpness: Tensor
         self.register_buffer("sharpness", torch.ones(heads))
         #: Attention of student and teacher on the validation frames.
         self._seen: list[tuple[Tensor, Tensor]] = []

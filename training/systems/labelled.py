@@ -15,11 +15,11 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from ctxseg_ros.model.model_file import ClassInfo
 from training.data.files import DataError
+from training.data.label_files import IGNORE
 from training.data.label_sets import LABEL_SETS
 from training.data.mixture import CERTAIN, LabelledBatch, Mixture, UnlabelledBatch
 from training.data.module import Batch, LabelledFrames
 from training.data.own import OWN
-from training.data.pairs import IGNORE
 from training.evaluation.scores import Scores
 from training.losses.allowed_classes import allowed_classes_loss
 from training.losses.lovasz import lovasz_softmax
@@ -77,6 +77,9 @@ class LabelledSystem(System):
 
     def _confusion(self) -> MulticlassConfusionMatrix:
         return MulticlassConfusionMatrix(len(self.class_names), ignore_index=IGNORE)
+
+    def _confusions(self) -> list[MulticlassConfusionMatrix]:
+        return [c for c in self.confusions if isinstance(c, MulticlassConfusionMatrix)]
 
     def keep_average(self) -> None:
         """Begin the average of the weights, where ``ema`` asks for it; once there is a network."""
@@ -180,7 +183,7 @@ class LabelledSystem(System):
         self, batch: Batch | dict[str, LabelledBatch | UnlabelledBatch], index: int
     ) -> Tensor:
         labelled, unlabelled = _parts(batch)
-        pixels = self.all_gather((labelled.labels != IGNORE).sum()).float().mean()
+        pixels = self.gathered((labelled.labels != IGNORE).sum()).float().mean()
         images = labelled.images
         if unlabelled is not None:  # one pass: BatchNorm sees both kinds at once
             images = torch.cat([images, unlabelled.distorted])
@@ -222,10 +225,10 @@ class LabelledSystem(System):
         # As a user gets them: labels at the network's size, then nearest to the frame's own.
         predicted = self.deployed(images).argmax(1, keepdim=True).float()
         predicted = F.interpolate(predicted, size=labels.shape[-2:], mode="nearest-exact")
-        self.confusions[dataloader_idx].update(predicted[:, 0].long(), labels)
+        self._confusions()[dataloader_idx].update(predicted[:, 0].long(), labels)
 
     def on_validation_epoch_end(self) -> None:
-        for prefix, confusion in zip(["", *self.val_names], self.confusions, strict=True):
+        for prefix, confusion in zip(["", *self.val_names], self._confusions(), strict=True):
             # Summed over processes: the figures are the same on each.
             self._log_scores(f"val/{prefix}/" if prefix else "val/", confusion)
             confusion.reset()

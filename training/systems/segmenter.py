@@ -36,6 +36,8 @@ class SegmenterSystem(LabelledSystem):
             seed: see LabelledSystem.
     """
 
+    network: Segmenter
+
     def __init__(
         self,
         backbone: str = "deit_tiny_patch16_224",
@@ -84,9 +86,8 @@ class SegmenterSystem(LabelledSystem):
         )
         encoder.requires_grad_(not frozen)
         count = len(self.class_names)
-        decoder: MaskTransformer | LinearHead
         if head == "linear":
-            decoder = LinearHead(encoder.dim, count)
+            self.network = Segmenter(encoder, LinearHead(encoder.dim, count))
         else:
             decoder = MaskTransformer(
                 encoder.dim,
@@ -98,12 +99,14 @@ class SegmenterSystem(LabelledSystem):
                 subpatch,
                 mask_dim,
             )
-        branch = Details(decoder.mask_dim, details) if details else None
-        self.network = Segmenter(encoder, decoder, branch)
+            branch = Details(decoder.mask_dim, details) if details else None
+            self.network = Segmenter(encoder, decoder, branch)
         self.keep_average()
 
     def graph(self) -> SegmenterGraph:
-        return SegmenterGraph(self.deployed)
+        deployed = self.deployed
+        assert isinstance(deployed, Segmenter)
+        return SegmenterGraph(deployed)
 
     def on_fit_start(self) -> None:
         super().on_fit_start()

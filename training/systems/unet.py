@@ -60,4 +60,6 @@ class UNetSystem(LabelledSystem):
         self.keep_average()
 
     def graph(self) -> UNetGraph:
-        return UNetGraph(self.deployed.unet)
+        deployed = self.deployed
+        assert isinstance(deployed, BytesUNet)
+        return UNetGraph(deployed.unet)

@@ -19,7 +19,7 @@ from training.losses.gaussian_ncut import gaussian_ncut
 from training.losses.soft_ncut import soft_ncut
 from training.networks.deployed import UNetGraph
 from training.networks.encoder import Encoder
-from training.networks.unet import check_size
+from training.networks.unet import Padding, check_size
 from training.networks.wnet import WNet
 from training.systems.base import UnlabelledSystem
 from training.systems.pictures import log_picture, wnet_sheet
@@ -65,7 +65,7 @@ class WNetSystem(UnlabelledSystem):
         width: float = 1.0,
         dropout: float = 0.0,
         size: tuple[int, int] = (224, 224),
-        padding: Literal["zeros", "reflect"] = "zeros",
+        padding: Padding = "zeros",
         loss: Literal["exact", "gaussian", "batch"] = "exact",
         vit: str | None = None,
         vit_weights: str | None = None,
@@ -127,7 +127,7 @@ class WNetSystem(UnlabelledSystem):
         """Mean soft N-cut of a batch: probabilities [B, K, H, W], images [B, 3, H, W] on 0-255."""
         if self.hparams.loss == "batch":
             features = self.vit_features(images)
-            cells = F.adaptive_avg_pool2d(probabilities, features.shape[-2:])
+            cells = F.adaptive_avg_pool2d(probabilities, (features.shape[-2], features.shape[-1]))
             return batch_ncut(cells, features, self.hparams.sigma)
         weights = torch.tensor(_LUMA, device=images.device)[:, None, None]
         intensity = (images.float() * weights).sum(1, keepdim=True)
@@ -152,7 +152,9 @@ class WNetSystem(UnlabelledSystem):
     def training_step(self, batch: UnlabelledBatch, index: int) -> None:
         images, names = batch
         x = self.scaled(images)
-        segment, paint = self.optimizers()  # type: ignore[misc]
+        optimizers = self.optimizers()
+        assert isinstance(optimizers, list)
+        segment, paint = optimizers
 
         probabilities = self.network.segment(x)
         cut = self.finite(self.ncut(probabilities, images), index, names)
@@ -179,7 +181,7 @@ class WNetSystem(UnlabelledSystem):
 
     def look_for_collapse(self) -> None:
         """Log how many clusters were in use since the last look; warn if fewer than two were."""
-        use = self.all_gather(self.use.to(self.device)).reshape(-1, self.hparams.clusters).sum(0)
+        use = self.gathered(self.use.to(self.device)).reshape(-1, self.hparams.clusters).sum(0)
         self.use.zero_()
         share = use / use.sum()
         used = int((share >= IN_USE).sum())
