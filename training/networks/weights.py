@@ -239,8 +239,9 @@ def _tensors(saved: object) -> dict[str, Tensor]:
 
 def _recipe(saved: object) -> dict[str, Any]:
     """The hyperparameters of a checkpoint of ours, nothing of other files."""
-    ours = isinstance(saved, dict) and "system" in saved
-    return saved.get("hyper_parameters", {}) if ours else {}  # type: ignore[attr-defined]
+    if isinstance(saved, dict) and "system" in saved:
+        return dict(saved.get("hyper_parameters", {}))
+    return {}
 
 
 def _recipe_grid(recipe: dict[str, Any], patch: int) -> tuple[int, int] | None:
@@ -251,9 +252,9 @@ def _recipe_grid(recipe: dict[str, Any], patch: int) -> tuple[int, int] | None:
     return height // patch, width // patch
 
 
-def _last_heads(saved: object, recipe: dict[str, Any]) -> int | None:
+def _last_heads(saved: Any, recipe: dict[str, Any]) -> int | None:
     """See ``Weights``."""
-    if recipe and saved["system"] == "DistilledSystem":  # type: ignore[index]
+    if recipe and saved["system"] == "DistilledSystem":
         # Its student has the heads of its teacher.
         with torch.device("meta"):
             teacher: Any = timm.create_model(recipe["teacher"])

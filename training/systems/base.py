@@ -43,6 +43,11 @@ class System(L.LightningModule, ABC):
         """The arguments of ``__init__`` by name, as attributes and as items."""
         return cast(AttributeDict, super().hparams)
 
+    @property
+    def frames(self) -> L.LightningDataModule:
+        """The data of the run."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
     @abstractmethod
     def graph(self) -> DeployedGraph:
         """The network as it is deployed, see ``training.networks.deployed``."""

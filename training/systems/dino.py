@@ -155,7 +155,7 @@ class DinoSystem(UnlabelledSystem):
         return self.teacher.encoder.features(images)[0][:, 0]
 
     def on_fit_start(self) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.frames
         if not isinstance(data, Crops):
             raise DataError(
                 f"self-distillation trains on several views of a frame, not on "
@@ -279,8 +279,8 @@ class DinoSystem(UnlabelledSystem):
         trainer.fit_loop.setup_data()  # only then does the trainer know the batches of an epoch
         self.steps = int(trainer.estimated_stepping_batches)
         self.epoch_steps = max(1, int(trainer.num_training_batches) // accumulated)
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        top = h.lr * data.batch_size * accumulated / 256
+        frames: Any = self.frames  # on_fit_start, which comes later, checks their kind
+        top = h.lr * frames.batch_size * accumulated / 256
         parameters = list(self.student.parameters())
         groups: list[dict[str, Any]] = [
             {"params": [p for p in parameters if p.ndim > 1]},

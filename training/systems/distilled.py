@@ -159,7 +159,7 @@ class DistilledSystem(UnlabelledSystem):
         return f"{self.hparams.teacher}, on {self.data}", "those of the frames and of the teacher"
 
     def on_fit_start(self) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.frames
         if not isinstance(data, Frames):
             raise DataError(
                 f"a teacher teaches on frames without labels, not on {type(data).__name__}: set "

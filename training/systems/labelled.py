@@ -100,7 +100,7 @@ class LabelledSystem(System):
         return decay_groups(self.network, self.hparams.lr, self.hparams.weight_decay)
 
     def on_fit_start(self) -> None:
-        frames = self.trainer.datamodule  # type: ignore[attr-defined]
+        frames = self.frames
         if not isinstance(frames, LabelledFrames | Mixture):
             raise DataError(
                 f"{type(self).__name__} needs labels, and {type(frames).__name__} has none: set "
@@ -128,7 +128,7 @@ class LabelledSystem(System):
 
     def setup(self, stage: str) -> None:
         """Learn from the data what its labels allow, and how many validation sets it has."""
-        frames = self.trainer.datamodule  # type: ignore[attr-defined]
+        frames = self.frames
         if isinstance(frames, Mixture):
             self.allowed = frames.allowed
             self.val_names = [source.name for source in frames.val[1:]]

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from training.data.mixture import Mixture
+from training.data.module import LabelledFrames
 from training.networks.deployed import SegmenterGraph
 from training.networks.details import Details
 from training.networks.encoder import Encoder
@@ -110,8 +112,9 @@ class SegmenterSystem(LabelledSystem):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        check_data_size(data.size, self.network.encoder.patch)
+        frames = self.frames
+        assert isinstance(frames, LabelledFrames | Mixture)
+        check_data_size(frames.size, self.network.encoder.patch)
 
     def on_train_epoch_start(self) -> None:
         if self.hparams.frozen:  # no dropout either: Lightning has just put all into training mode

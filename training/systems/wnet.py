@@ -115,7 +115,7 @@ class WNetSystem(UnlabelledSystem):
         return cluster_infos(self.hparams.clusters)
 
     def on_fit_start(self) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.frames
         if not isinstance(data, Frames):
             raise DataError(
                 f"W-Net trains on frames without labels, not on {type(data).__name__}: set "
