@@ -31,7 +31,7 @@ PURPOSES = {
     "training.losses": "soft N-cut, Lovász, DINO",
     "training.networks": "ViT, U-Net, W-Net",
     "training.evaluation": "scores",
-    "training.systems": "the four systems",
+    "training.systems": "the five systems",
     "training.export": "checkpoint to model file",
     "training.clusters": "clusters of features",
 }
