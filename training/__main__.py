@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from ctxseg_ros.command import run_command
-from training import pseudo_label
+from training import calibrate, pseudo_label
 from training.data.class_list_file import read_class_list
 from training.data.files import DataError
 from training.data.own import OWN
@@ -76,6 +76,8 @@ def main(args: list[str] | None = None) -> int:
     given = sys.argv[1:] if args is None else args
     if given[:1] == ["pseudo-label"]:
         return pseudo_label.main(given[1:])
+    if given[:1] == ["calibrate"]:
+        return calibrate.main(given[1:])
     return run_command(
         "training", lambda: _run(args), bad_input=(BadArguments, DataError, WeightsError, OSError)
     )

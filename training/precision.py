@@ -27,7 +27,7 @@ from ctxseg_ros.runtimes import Runtime, open_runtime, open_vino
 from ctxseg_ros.runtimes.precision import LabelChange, label_change, map_correlations
 from training.data.label_sets import LabelSet
 from training.data.pairs import Pair
-from training.evaluate import evaluate_labels
+from training.evaluate import CONFIDENCE_SCORES, evaluate_labels
 
 DEVICE = "openvino"  # the one that computes in bf16
 
@@ -84,10 +84,14 @@ def label_scores(
     precision: str,
     label_set: LabelSet | None = None,
 ) -> dict[str, Any]:
-    """``evaluate_labels`` in a precision; clusters are matched by Hungarian matching."""
+    """``evaluate_labels`` in a precision, less what it tells about the confidence.
+
+    Clusters are matched by Hungarian matching.
+    """
     match = "none" if info.task == "semantic" else "hungarian"
     device = DEVICE if precision == "bf16" else "auto"
-    return evaluate_labels(info, pairs, ignore, size, device, match, precision, label_set)
+    scores = evaluate_labels(info, pairs, ignore, size, device, match, precision, label_set)
+    return {key: value for key, value in scores.items() if key not in CONFIDENCE_SCORES}
 
 
 def accuracy(score: str, fp32: float, bf16: float) -> dict[str, Any]:
