@@ -46,6 +46,11 @@ class Reliability:
             self.right + other.right, self.wrong + other.wrong, self.unlabelled + other.unlabelled
         )
 
+    @property
+    def pixels(self) -> int:
+        """All of them, labelled or not."""
+        return int(self.right.sum() + self.wrong.sum()) + self.unlabelled
+
     def _binned(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """Sums over the pixels of each bin, [BINS]: pixels, confidence (0-1), right labels."""
         values = np.arange(256)
@@ -92,10 +97,10 @@ class Reliability:
         without any). Fractions of 1.
         """
         right, wrong = self._kept(threshold)
-        kept, total = right + wrong, self.right.sum() + self.wrong.sum() + self.unlabelled
+        kept = right + wrong
         return {
             "min_confidence": threshold,
-            "labelled": round(kept / total, 6),
+            "labelled": round(kept / self.pixels, 6),
             "accuracy": round(right / kept, 6) if kept else None,
         }
 
@@ -106,7 +111,7 @@ class Reliability:
     def gain(self, threshold: float) -> float:
         """Right less wrong labels that are left with this ``min_confidence``, by pixel."""
         right, wrong = self._kept(threshold)
-        return (right - wrong) / (self.right.sum() + self.wrong.sum() + self.unlabelled)
+        return (right - wrong) / self.pixels
 
     def _kept(self, threshold: float) -> tuple[int, int]:
         least = math.ceil(threshold * 255)
