@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m training evaluate``, another way to write ``python -m training evaluate``."""
+"""``python -m training.evaluate``, another way to write ``python -m training evaluate``."""
 
 import sys
 

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
@@ -23,26 +22,24 @@ from rich.table import Table
 
 from ctxseg_ros.command import run_command
 from ctxseg_ros.image.attention import mass_mask
-from ctxseg_ros.inference.pipeline import Model
+from ctxseg_ros.inference.pipeline import Model, at_frame_size
 from ctxseg_ros.inference.runtimes import PRECISIONS, open_runtime
 from ctxseg_ros.model.model_file import ModelInfo, format_size, parse_size
-from ctxseg_ros.model.prediction import UNLABELLED
+from ctxseg_ros.model.prediction import UNLABELLED, Prediction
 from ctxseg_ros.model.store import load
 from ctxseg_ros.refinement.crf import refine
 from ctxseg_ros.refinement.merging import hierarchy
 from ctxseg_ros.system.machine import commit, describe
 from ctxseg_ros.system.output_files import check_writable, write_json
 from training.data.bsds import check_pairs, pair_truths, read_truths
-from training.data.class_maps import ClassMap, allowed_classes, parse_changes
+from training.data.class_maps import ClassMap
 from training.data.files import DataError, each_file
 from training.data.label_sets import LabelSet
-from training.data.options import add_bits
-from training.data.own import CLASSES_HELP, find_label_set
+from training.data.labelled_options import add_labelled, labelled
 from training.data.pairs import (
     IGNORE,
     LabelReader,
     Pair,
-    by_name,
     pair_files,
     read_label,
     read_pair,
@@ -56,8 +53,21 @@ from training.evaluation.objects import (
     score_frame,
     score_objects,
 )
-from training.evaluation.regions import LEVELS, ImageScores, score_hierarchy, score_image, score_set
+from training.evaluation.regions import (
+    LEVELS,
+    ImageScores,
+    score_hierarchy,
+    score_image,
+    score_set,
+)
+from training.evaluation.reliability import Reliability
 from training.evaluation.scores import Scores
+from training.evaluation.truth import Truth, truth_for
+
+#: The scores of a semantic model's confidence.
+CONFIDENCE_SCORES = ("ece", "reliability", "min_confidence")
+
+NOTHING_COUNTS = "no pixel of the label images counts: every one is 255 or --ignore"
 
 #: Of one frame: of the ``model`` and of each control.
 FrameScores = dict[str, FrameScore]
@@ -97,9 +107,11 @@ def evaluate_labels(
 
     Returns:
         ``miou``, ``iou`` (by class; None for a class neither true nor predicted),
-        ``pixel_accuracy``, ``class_accuracy`` (fractions of 1), ``images``, ``match``; where
-        clusters were matched also ``matching`` (class by cluster, None without one) and ``other``:
-        the same scores by the other match.
+        ``pixel_accuracy``, ``class_accuracy`` (fractions of 1), ``images``, ``match``. Of a
+        ``semantic`` model also ``ece`` (expected calibration error of the confidence),
+        ``reliability`` and ``min_confidence``, see ``Reliability.bins`` and
+        ``curve``. Where clusters were matched also ``matching`` (class by cluster, None without
+        one) and ``other``: the same scores by the other match.
 
     Raises:
         DataError: a file cannot be read, a label is outside the model's classes, the names of
@@ -108,87 +120,28 @@ def evaluate_labels(
             ``ignore`` and ``label_set`` are given.
     """
     _check_match(info, match)
-    if label_set is not None and ignore is not None:
-        raise ValueError("the class list states what is ignored: give --ignore or --classes")
-    names = [item.name for item in info.classes] if info.task == "semantic" else None
-    if changes is not None:
-        if names is None or label_set is None:
-            raise ValueError("--map tells a class list of a semantic model: give --classes too")
-        groups = _Groups(label_set, names, changes)
-        pixels = _count_set(
-            info, pairs, len(groups.names), groups.read, size, device, precision, groups.fold
+    if info.task == "semantic":
+        truth = truth_for(info, ignore, label_set, changes)
+        pixels, reliability = score_frames(info, pairs, truth, size, device, precision)
+        result = {
+            **_scores(pixels, truth.names),
+            "ece": reliability.ece,
+            "reliability": reliability.bins(),
+            "min_confidence": reliability.curve(),
+        }
+    else:
+        if changes is not None:
+            raise ValueError("--map is for a semantic model: clusters have no classes to map to")
+        if label_set is not None and ignore is not None:
+            raise ValueError("the class list states what is ignored: give --ignore or --classes")
+        # The clusters of a model say nothing about the ids of the ground truth.
+        read: LabelReader = (
+            label_set.read if label_set else partial(read_label, classes=IGNORE, ignore=ignore)
         )
-        return {**_scores(pixels, groups.names), "images": len(pairs), "match": match}
-    # The clusters of a model say nothing about the ids of the ground truth.
-    count = len(names) if names else IGNORE
-    read: LabelReader
-    if label_set is None:
-        read = partial(read_label, classes=count, ignore=ignore)
-    elif names is not None:
-        read = _by_name(label_set, names)
-    else:
-        read = label_set.read
-    pixels = _count_set(info, pairs, count, read, size, device, precision)
-    if names is not None:
-        result = _scores(pixels, names)
-    else:
+        pixels = _count_clusters(info, pairs, read, size, device, precision)
         named = [name for name, _ in label_set.classes] if label_set else None
         result = matched_scores(pixels, match, named)
     return {**result, "images": len(pairs), "match": match}
-
-
-def _by_name(label_set: LabelSet, names: Sequence[str]) -> LabelReader:
-    """Reads the labels of a set as the ids that a model gives to classes of the same names."""
-    listed = [name for name, _ in label_set.classes]
-    if set(listed) != set(names):
-        differences = [
-            f"{who} lacks {', '.join(sorted(lacking))}"
-            for who, lacking in (
-                ("the model", set(listed) - set(names)),
-                ("the class list", set(names) - set(listed)),
-            )
-            if lacking
-        ]
-        raise DataError(
-            f"the classes of the model and of the class list differ: {'; '.join(differences)}. "
-            "Rows of a class list may share a name"
-        )
-    table = np.full(IGNORE + 1, IGNORE, np.uint8)
-    table[: len(listed)] = [names.index(name) for name in listed]
-    return lambda path: table[label_set.read(path)]
-
-
-class _Groups:
-    """Classes of a truth as sets of a model's classes that have none in common.
-
-    ``names``: the model's classes in each, joined by "|". ``fold``: uint8 [256], the group of each
-    of the model's ids, UNLABELLED for those in none.
-
-    Raises:
-        DataError: a class cannot be mapped, or two sets overlap without being equal.
-    """
-
-    def __init__(self, label_set: LabelSet, names: Sequence[str], changes: ClassMap) -> None:
-        self._label_set = label_set
-        allowed = allowed_classes([name for name, _ in label_set.classes], names, changes)
-        groups = list(dict.fromkeys(each for each in allowed if each))
-        self.names = ["|".join(names[k] for k in sorted(group)) for group in groups]
-        self.fold = np.full(IGNORE + 1, UNLABELLED, np.uint8)
-        for i, group in enumerate(groups):
-            if (self.fold[list(group)] != UNLABELLED).any():
-                raise DataError(
-                    f"{self.names[i]} has a class in common with another class of the truth: a "
-                    "pixel of it could be counted as either"
-                )
-            self.fold[list(group)] = i
-        self._table = np.full(IGNORE + 1, IGNORE, np.uint8)
-        for label, each in enumerate(allowed):
-            if each:
-                self._table[label] = groups.index(each)
-
-    def read(self, path: Path) -> NDArray[np.uint8]:
-        """A label image as groups, uint8 [H, W]."""
-        return self._table[self._label_set.read(path)]
 
 
 def _check_match(info: ModelInfo, match: str) -> None:
@@ -201,33 +154,76 @@ def _check_match(info: ModelInfo, match: str) -> None:
         raise ValueError(f"{info.name} is a model of task attention: it has no labels to score")
 
 
-def _count_set(
+def score_frames(
     info: ModelInfo,
     pairs: Sequence[Pair],
-    classes: int,
+    truth: Truth,
+    size: tuple[int, int] | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+) -> tuple[NDArray[np.int64], Reliability]:
+    """Run a semantic model on frames and count pixels at the size of their ground truth.
+
+    Returns:
+        ``count_pixels`` by [class of the truth, label as such a class], and the ``Reliability`` of
+        the confidence. A label that no class of the truth may be is wrong.
+
+    Raises:
+        DataError: a file cannot be read or used, or no pixel counts.
+    """
+    count = len(truth.names)
+    pixels = np.zeros((count, count + 1), np.int64)
+    reliability = Reliability.count(np.zeros(0, np.uint8), np.zeros(0, bool))
+    for expected, prediction in _predictions(info, pairs, truth.read, size, device, precision):
+        assert prediction.labels is not None and prediction.confidence is not None
+        labels = truth.fold[prediction.labels]
+        pixels += count_pixels(expected, labels, count)
+        seen = expected != IGNORE
+        given = seen & (prediction.labels != UNLABELLED)
+        reliability += Reliability.count(
+            prediction.confidence[given],
+            labels[given] == expected[given],
+            np.count_nonzero(seen) - np.count_nonzero(given),
+        )
+    if not pixels.any():
+        raise DataError(NOTHING_COUNTS)
+    return pixels, reliability
+
+
+def _count_clusters(
+    info: ModelInfo,
+    pairs: Sequence[Pair],
     read: LabelReader,
     size: tuple[int, int] | None,
     device: str,
     precision: str,
-    fold: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.int64]:
-    ids = len(info.classes) if fold is None else classes
-    pixels = np.zeros((classes, ids + 1), np.int64)
+    """``count_pixels`` by [id of the truth, cluster], over a whole set."""
+    ids = len(info.classes)
+    pixels = np.zeros((IGNORE, ids + 1), np.int64)
+    for truth, prediction in _predictions(info, pairs, read, size, device, precision):
+        assert prediction.labels is not None
+        pixels += count_pixels(truth, prediction.labels, IGNORE, ids)
+    return pixels
+
+
+def _predictions(
+    info: ModelInfo,
+    pairs: Sequence[Pair],
+    read: LabelReader,
+    size: tuple[int, int] | None,
+    device: str,
+    precision: str,
+) -> Iterator[tuple[NDArray[np.uint8], Prediction]]:
+    """The ground truth of each frame, and what the model gives at the truth's size."""
     runtime = open_runtime(info, size, device, precision=precision)
     segmenter = Model(runtime)
     try:
         for pair in track(pairs, f"{info.name}", console=Console(stderr=True)):
             truth = read(pair.label)
-            labels = segmenter.segment(pair.rgb()).labels
-            assert labels is not None
-            labels = labels if fold is None else fold[labels]
-            if labels.shape != truth.shape:
-                height, width = truth.shape
-                labels = cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-            pixels += count_pixels(truth, labels, classes, ids)
+            yield truth, at_frame_size(segmenter.segment(pair.rgb()), *truth.shape)
     finally:
         runtime.close()
-    return pixels
 
 
 def count_pixels(
@@ -259,7 +255,7 @@ def matched_scores(
     """
     there = np.flatnonzero(pixels.sum(1))
     if not len(there):
-        raise DataError("no pixel of the label images counts: every one is 255 or --ignore")
+        raise DataError(NOTHING_COUNTS)
     pixels = pixels[there]
     names = [names[each] if names else str(each) for each in there]
     results = {}
@@ -493,6 +489,8 @@ def _labels_table(name: str, result: dict[str, Any]) -> Table:
     table.add_row("mIoU", f"{100 * result['miou']:.2f}", style="bold")
     table.add_row("pixel accuracy", f"{100 * result['pixel_accuracy']:.2f}")
     table.add_row("class accuracy", f"{100 * result['class_accuracy']:.2f}")
+    if result.get("ece") is not None:
+        table.add_row("calibration error", f"{100 * result['ece']:.2f}")
     if "other" in result:
         other = result["other"]
         table.add_section()
@@ -547,19 +545,17 @@ def _objects_table(name: str, result: dict[str, Any]) -> Table:
 
 
 def _labels(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
-    info = load(args.model)
-    label_set = find_label_set(args.classes) if args.classes else None
-    pairs = by_name(pair_files(args.images, args.labels, args.bits), args.only, args.without)
+    info, frames = load(args.model), labelled(args)
     result = evaluate_labels(
         info,
-        pairs,
-        args.ignore,
+        frames.pairs,
+        frames.ignore,
         args.size,
         args.device,
         args.match,
         args.precision,
-        label_set,
-        parse_changes(args.map) if args.map else None,
+        frames.label_set,
+        frames.changes,
     )
     size = format_size(args.size or info.fixed_size or info.size)
     row = {"model": info.name, "size": size, "ignore": args.ignore, **result}
@@ -599,32 +595,21 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--model", required=True, help="a name of `ctxseg models` or an .onnx file"
         )
-        command.add_argument("--images", type=Path, required=True)
         command.add_argument("--size", type=parse_size, metavar="HxW", help="of the model's input")
         command.add_argument("--device", default="auto")
         command.add_argument(
             "--precision", default="auto", choices=["auto", *PRECISIONS], help="to compute in"
         )
         command.add_argument("--json", type=Path, metavar="FILE")
-    labels.add_argument("--labels", type=Path, required=True)
-    add_bits(labels)
-    labels.add_argument("--ignore", type=int, metavar="ID", help="id of the truth to leave out")
-    labels.add_argument("--classes", metavar="FILE", help=CLASSES_HELP)
-    labels.add_argument(
-        "--map",
-        nargs="+",
-        metavar="CLASS=CLASS",
-        help="a class of --classes that is another of the model, or several (CLASS=CLASS,CLASS), "
-        "or is left out (CLASS=)",
-    )
-    labels.add_argument("--only", nargs="+", metavar="PATTERN", help="of file names to score")
-    labels.add_argument("--without", nargs="+", metavar="PATTERN", help="of those to leave out")
+    add_labelled(labels)
     labels.add_argument(
         "--match",
         choices=["none", *MATCHES],
         default="none",
         help="how the clusters of a model without classes are matched to the truth's",
     )
+    for command in (regions, objects):
+        command.add_argument("--images", type=Path, required=True)
     regions.add_argument("--segmentations", type=Path, required=True, metavar="DIR")
     objects.add_argument("--masks", type=Path, required=True, help="not black = object")
     objects.add_argument(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m training export``, another way to write ``python -m training export``."""
+"""``python -m training.export``, another way to write ``python -m training export``."""
 
 import sys
 

@@ -28,7 +28,7 @@ from ctxseg_ros.inference.runtimes.precision import LabelChange, label_change, m
 from ctxseg_ros.model.model_file import ModelInfo
 from training.data.label_sets import LabelSet
 from training.data.pairs import Pair
-from training.evaluation.evaluate import evaluate_labels
+from training.evaluation.evaluate import CONFIDENCE_SCORES, evaluate_labels
 
 DEVICE = "openvino"  # the one that computes in bf16
 
@@ -85,10 +85,14 @@ def label_scores(
     precision: str,
     label_set: LabelSet | None = None,
 ) -> dict[str, Any]:
-    """``evaluate_labels`` in a precision; clusters are matched by Hungarian matching."""
+    """``evaluate_labels`` in a precision, less what it tells about the confidence.
+
+    Clusters are matched by Hungarian matching.
+    """
     match = "none" if info.task == "semantic" else "hungarian"
     device = DEVICE if precision == "bf16" else "auto"
-    return evaluate_labels(info, pairs, ignore, size, device, match, precision, label_set)
+    scores = evaluate_labels(info, pairs, ignore, size, device, match, precision, label_set)
+    return {key: value for key, value in scores.items() if key not in CONFIDENCE_SCORES}
 
 
 def accuracy(score: str, fp32: float, bf16: float) -> dict[str, Any]:
