@@ -49,8 +49,9 @@ from training.data.bsds import bsds_pairs
 from training.data.camvid import CLASSES, VOID, camvid_pairs, read_camvid
 from training.data.evenly import evenly
 from training.data.files import DataError, read_image
+from training.data.ground_truth import GroundTruth
 from training.data.pairs import Pair, pair_files
-from training.evaluation.labels import GroundTruth, evaluate_labels
+from training.evaluation.labels import evaluate_labels
 from training.evaluation.regions import evaluate_regions
 from training.evaluation.running import fitting_size
 from training.export.checkpoint import agreement, network_labels

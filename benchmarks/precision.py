@@ -40,8 +40,8 @@ from training.data.bsds import pair_truths
 from training.data.evenly import evenly
 from training.data.files import read_image
 from training.data.frames import open_frames
+from training.data.ground_truth import GroundTruth
 from training.data.pairs import IGNORE, Pair, pair_files
-from training.evaluation.labels import GroundTruth
 from training.evaluation.objects import evaluate_objects
 from training.evaluation.regions import evaluate_regions
 from training.evaluation.running import RunOptions

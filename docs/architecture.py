@@ -34,6 +34,7 @@ PURPOSES = {
     "training.systems": "the five systems",
     "training.export": "checkpoint to model file",
     "training.clusters": "clusters of features",
+    "training.calibration": "temperature of the softmax",
 }
 #: The column of each room; its row is how many rooms it needs below it.
 COLUMNS = {
@@ -52,6 +53,7 @@ COLUMNS = {
     "training.systems": 3,
     "training.export": 2,
     "training.clusters": 2,
+    "training.calibration": 3,
 }
 BESIDE = {
     "ctxseg_ros.realtime": "ctxseg_ros.inference",

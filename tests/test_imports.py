@@ -16,9 +16,12 @@ SYSTEM, MODEL, IMAGE, REFINEMENT, INFERENCE, REALTIME, ROS, DEMO = (
     for room in ("system", "model", "image", "refinement", "inference", "realtime", "ros", "demo")
 )
 CORE = {SYSTEM, MODEL, IMAGE, REFINEMENT, INFERENCE, REALTIME}
-DATA, LOSSES, NETWORKS, EVALUATION, SYSTEMS, EXPORT, CLUSTERS = (
+DATA, LOSSES, NETWORKS, EVALUATION, SYSTEMS, EXPORT, CLUSTERS, CALIBRATION = (
     f"training.{room}"
-    for room in ("data", "losses", "networks", "evaluation", "systems", "export", "clusters")
+    for room in (
+        *("data", "losses", "networks", "evaluation", "systems", "export", "clusters"),
+        "calibration",
+    )
 )
 COMMAND, HELPERS, PLACES = "ctxseg_ros.command", "training.commands", "training.places"
 #: What of ours each room may import, besides itself; docs/architecture.md says what lives there.
@@ -37,6 +40,7 @@ ROOMS = {
     EVALUATION: CORE | {COMMAND, PLACES, DATA, NETWORKS},
     SYSTEMS: {SYSTEM, MODEL, IMAGE, COMMAND, DATA, LOSSES, NETWORKS, EVALUATION},
     EXPORT: CORE | {COMMAND, HELPERS, PLACES, DATA, NETWORKS, EVALUATION, SYSTEMS},
+    CALIBRATION: CORE | {COMMAND, HELPERS, DATA, EVALUATION, EXPORT},
     CLUSTERS: CORE | {COMMAND, HELPERS, PLACES, DATA, NETWORKS, EVALUATION, SYSTEMS, EXPORT},
 }
 #: Libraries that a part of the project must run without.

@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": ("training.evaluation.evaluate", "score a model file against ground truth"),
     "report": ("training.evaluation.report", "plots of a run and pictures of its model"),
     "data": ("training.data.__main__", "check a data set before training"),
+    "calibrate": ("training.calibration.calibrate", "fit and store the softmax's temperature"),
     "cluster": ("training.clusters.cluster", "cluster patch features into a model file"),
     "name-clusters": ("training.clusters.name_clusters", "turn clusters into named classes"),
     "token-cut": ("training.clusters.token_cut", "one object per frame by normalised cut"),

@@ -374,7 +374,9 @@ def test_the_last_frame_of_a_model_may_lack_the_head_that_is_set_for_the_next(
     attention = np.zeros((3, 1, 2), np.float32)
     attention[0, 0, 1] = attention[1, 0, 1] = attention[2, 0, 0] = 1
     frame = SimpleNamespace(message=Image(header=Header(frame_id="front")), size=(1, 2))
-    outputs.publish_labels(frame, Prediction(attention=attention), {"attention"}, {"attention_head": 5})
+    outputs.publish_labels(
+        frame, Prediction(attention=attention), {"attention"}, {"attention_head": 5}
+    )
     wait(lambda: maps)
     assert list(maps[0].data) == [128, 255]  # the heads' mean
 

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ctxseg_ros.model.prediction import UNLABELLED
 from training.clusters.sheet import NamingError
+from training.export.graph_logits import graph_end
 
 
 def cluster_logits(model: onnx.ModelProto) -> str:
@@ -18,19 +19,9 @@ def cluster_logits(model: onnx.ModelProto) -> str:
     Raises:
         NamingError: the graph does not end as ``deployed.labels_and_confidence`` does.
     """
-    makers = {output: node for node in model.graph.node for output in node.output}
-
-    def maker(node: onnx.NodeProto | None, kind: str) -> onnx.NodeProto | None:
-        """What makes a node's first input, if it is of that kind."""
-        found = makers.get(node.input[0]) if node and node.input else None
-        return found if found and found.op_type == kind else None
-
-    top = maker(makers["labels"], "ArgMax")
-    if top and any(a.name == "axis" and a.i == -1 for a in top.attribute):
-        for node in model.graph.node:
-            above = maker(node, "Sub") if node.op_type == "Exp" else None
-            if above and above.input[0] == top.input[0]:
-                return top.input[0]
+    end = graph_end(model)
+    if end is not None:
+        return end.logits
     raise NamingError(
         "the model's graph has no logits of its clusters, which names need to sum up their "
         "probabilities; make the model again with python -m training cluster or export"

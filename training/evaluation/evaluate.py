@@ -21,11 +21,9 @@ from ctxseg_ros.model.store import load
 from ctxseg_ros.system.machine import commit, describe
 from ctxseg_ros.system.output_files import check_writable, write_json
 from training.data.bsds import pair_truths
-from training.data.class_maps import parse_changes
-from training.data.options import add_bits
-from training.data.own import CLASSES_HELP, find_label_set
-from training.data.pairs import by_name, pair_files
-from training.evaluation.labels import GroundTruth, evaluate_labels, labels_table
+from training.data.labelled_options import add_labelled, labelled
+from training.data.pairs import pair_files
+from training.evaluation.labels import evaluate_labels, labels_table
 from training.evaluation.matching import MATCHES
 from training.evaluation.objects import evaluate_objects, objects_table
 from training.evaluation.regions import evaluate_regions, regions_table
@@ -33,14 +31,8 @@ from training.evaluation.running import RunOptions
 
 
 def _labels(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
-    info = load(args.model)
-    truth = GroundTruth(
-        args.ignore,
-        find_label_set(args.classes) if args.classes else None,
-        parse_changes(args.map) if args.map else None,
-    )
-    pairs = by_name(pair_files(args.images, args.labels, args.bits), args.only, args.without)
-    result = evaluate_labels(info, pairs, truth, args.match, _run_options(args))
+    info, frames = load(args.model), labelled(args)
+    result = evaluate_labels(info, frames.pairs, frames.truth, args.match, _run_options(args))
     size = format_size(args.size or info.fixed_size or info.size)
     row = {"model": info.name, "size": size, "ignore": args.ignore, **result}
     return labels_table(info.name, result), row
@@ -79,32 +71,21 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--model", required=True, help="a name of `ctxseg models` or an .onnx file"
         )
-        command.add_argument("--images", type=Path, required=True)
         command.add_argument("--size", type=parse_size, metavar="HxW", help="of the model's input")
         command.add_argument("--device", default="auto")
         command.add_argument(
             "--precision", default="auto", choices=["auto", *PRECISIONS], help="to compute in"
         )
         command.add_argument("--json", type=Path, metavar="FILE")
-    labels.add_argument("--labels", type=Path, required=True)
-    add_bits(labels)
-    labels.add_argument("--ignore", type=int, metavar="ID", help="id of the labels to leave out")
-    labels.add_argument("--classes", metavar="FILE", help=CLASSES_HELP)
-    labels.add_argument(
-        "--map",
-        nargs="+",
-        metavar="CLASS=CLASS",
-        help="a class of --classes that is another of the model, or several (CLASS=CLASS,CLASS), "
-        "or is left out (CLASS=)",
-    )
-    labels.add_argument("--only", nargs="+", metavar="PATTERN", help="of file names to score")
-    labels.add_argument("--without", nargs="+", metavar="PATTERN", help="of those to leave out")
+    add_labelled(labels)
     labels.add_argument(
         "--match",
         choices=["none", *MATCHES],
         default="none",
         help="how the clusters of a model without classes are matched to the truth's",
     )
+    for command in (regions, objects):
+        command.add_argument("--images", type=Path, required=True)
     regions.add_argument("--segmentations", type=Path, required=True, metavar="DIR")
     objects.add_argument("--masks", type=Path, required=True, help="not black = object")
     objects.add_argument(

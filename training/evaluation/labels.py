@@ -1,56 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label images scored against ground truth: intersection over union, and accuracies."""
+"""Label images scored against ground truth: intersection over union, accuracies, confidence."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ctxseg_ros.inference.pipeline import Model
+from ctxseg_ros.inference.pipeline import Model, at_frame_size
 from ctxseg_ros.model.model_file import ModelInfo
-from ctxseg_ros.model.prediction import UNLABELLED
-from training.data.class_maps import ClassMap, allowed_classes
+from ctxseg_ros.model.prediction import UNLABELLED, Prediction
 from training.data.files import DataError
+from training.data.ground_truth import MODEL_IDS, GroundTruth
 from training.data.label_files import IGNORE
-from training.data.label_sets import LabelSet
 from training.data.pairs import LabelReader, Pair, read_label
 from training.evaluation.matching import MATCHES, NONE, match_clusters, matched_confusion
+from training.evaluation.reliability import Reliability
 from training.evaluation.running import AUTO, RunOptions
 from training.evaluation.scores import Scores
+from training.evaluation.truth import Truth, truth_for
 
+#: The scores of a semantic model's confidence.
+CONFIDENCE_SCORES = ("ece", "reliability", "min_confidence")
 
-@dataclass(frozen=True)
-class GroundTruth:
-    """How label images are read, and which of their pixels count.
-
-    Args:
-        ignore: id of the label images that does not count. 255 never counts.
-        label_set: reads the label images (colours, palettes, ids that are not the model's) and
-            names its classes, which are the model's by name, in any order. None: the label images
-            hold the model's ids.
-        changes: for label images with other classes than the model's: the classes of the model
-            that each of their classes may be, see ``training.data.class_maps.allowed_classes``.
-            Classes that may be the same are one. Where the model predicts a class that none of
-            them may be, it is wrong.
-    """
-
-    ignore: int | None = None
-    label_set: LabelSet | None = None
-    changes: ClassMap | None = None
-
-
-#: Label images that hold the model's ids, all of which count.
-MODEL_IDS = GroundTruth()
+NOTHING_COUNTS = "no pixel of the label images counts: every one is 255 or --ignore"
 
 
 def evaluate_labels(
@@ -74,7 +53,9 @@ def evaluate_labels(
 
     Returns:
         ``miou``, ``iou`` (by class; None for a class neither true nor predicted),
-        ``pixel_accuracy``, ``class_accuracy`` (fractions of 1), ``images``, ``match``; where
+        ``pixel_accuracy``, ``class_accuracy`` (fractions of 1), ``images``, ``match``. Of a
+        ``semantic`` model also ``ece`` (expected calibration error of the confidence),
+        ``reliability`` and ``min_confidence``, see ``Reliability.bins`` and ``curve``. Where
         clusters were matched also ``matching`` (class by cluster, None without one) and ``other``:
         the same scores by the other match.
 
@@ -85,86 +66,31 @@ def evaluate_labels(
             ``truth`` each other.
     """
     _check_match(info, match)
-    label_set = truth.label_set
-    if label_set is not None and truth.ignore is not None:
-        raise ValueError("the class list states what is ignored: give --ignore or --classes")
-    names = [item.name for item in info.classes] if info.task == "semantic" else None
-    if truth.changes is not None:
-        if names is None or label_set is None:
-            raise ValueError("--map tells a class list of a semantic model: give --classes too")
-        groups = _Groups(label_set, names, truth.changes)
-        pixels = _count_set(info, pairs, len(groups.names), groups.read, run, groups.fold)
-        return {**_scores(pixels, groups.names), "images": len(pairs), "match": match}
-    # The clusters of a model say nothing about the ids of the ground truth.
-    count = len(names) if names else IGNORE
-    read: LabelReader
-    if label_set is None:
-        read = partial(read_label, classes=count, ignore=truth.ignore)
-    elif names is not None:
-        read = _by_name(label_set, names)
+    if info.task == "semantic":
+        model_truth = truth_for(info, truth)
+        pixels, reliability = score_frames(info, pairs, model_truth, run)
+        result = {
+            **_scores(pixels, model_truth.names),
+            "ece": reliability.ece,
+            "reliability": reliability.bins(),
+            "min_confidence": reliability.curve(),
+        }
     else:
-        read = label_set.read
-    pixels = _count_set(info, pairs, count, read, run)
-    if names is not None:
-        result = _scores(pixels, names)
-    else:
+        label_set = truth.label_set
+        if truth.changes is not None:
+            raise ValueError("--map is for a semantic model: clusters have no classes to map to")
+        if label_set is not None and truth.ignore is not None:
+            raise ValueError("the class list states what is ignored: give --ignore or --classes")
+        # The clusters of a model say nothing about the ids of the ground truth.
+        read: LabelReader = (
+            label_set.read
+            if label_set
+            else partial(read_label, classes=IGNORE, ignore=truth.ignore)
+        )
+        pixels = _count_clusters(info, pairs, read, run)
         named = [name for name, _ in label_set.classes] if label_set else None
         result = matched_scores(pixels, match, named)
     return {**result, "images": len(pairs), "match": match}
-
-
-def _by_name(label_set: LabelSet, names: Sequence[str]) -> LabelReader:
-    """Reads the labels of a set as the ids that a model gives to classes of the same names."""
-    listed = [name for name, _ in label_set.classes]
-    if set(listed) != set(names):
-        differences = [
-            f"{who} lacks {', '.join(sorted(lacking))}"
-            for who, lacking in (
-                ("the model", set(listed) - set(names)),
-                ("the class list", set(names) - set(listed)),
-            )
-            if lacking
-        ]
-        raise DataError(
-            f"the classes of the model and of the class list differ: {'; '.join(differences)}. "
-            "Rows of a class list may share a name"
-        )
-    table = np.full(IGNORE + 1, IGNORE, np.uint8)
-    table[: len(listed)] = [names.index(name) for name in listed]
-    return lambda path: table[label_set.read(path)]
-
-
-class _Groups:
-    """Classes of a truth as sets of a model's classes that have none in common.
-
-    ``names``: the model's classes in each, joined by "|". ``fold``: uint8 [256], the group of each
-    of the model's ids, UNLABELLED for those in none.
-
-    Raises:
-        DataError: a class cannot be mapped, or two sets overlap without being equal.
-    """
-
-    def __init__(self, label_set: LabelSet, names: Sequence[str], changes: ClassMap) -> None:
-        self._label_set = label_set
-        allowed = allowed_classes([name for name, _ in label_set.classes], names, changes)
-        groups = list(dict.fromkeys(each for each in allowed if each))
-        self.names = ["|".join(names[k] for k in sorted(group)) for group in groups]
-        self.fold = np.full(IGNORE + 1, UNLABELLED, np.uint8)
-        for i, group in enumerate(groups):
-            if (self.fold[list(group)] != UNLABELLED).any():
-                raise DataError(
-                    f"{self.names[i]} has a class in common with another class of the truth: a "
-                    "pixel of it could be counted as either"
-                )
-            self.fold[list(group)] = i
-        self._table = np.full(IGNORE + 1, IGNORE, np.uint8)
-        for label, each in enumerate(allowed):
-            if each:
-                self._table[label] = groups.index(each)
-
-    def read(self, path: Path) -> NDArray[np.uint8]:
-        """A label image as groups, uint8 [H, W]."""
-        return self._table[self._label_set.read(path)]
 
 
 def _check_match(info: ModelInfo, match: str) -> None:
@@ -177,33 +103,70 @@ def _check_match(info: ModelInfo, match: str) -> None:
         raise ValueError(f"{info.name} is a model of task attention: it has no labels to score")
 
 
-def _count_set(
+def score_frames(
     info: ModelInfo,
     pairs: Sequence[Pair],
-    classes: int,
+    truth: Truth,
+    run: RunOptions = AUTO,
+) -> tuple[NDArray[np.int64], Reliability]:
+    """Run a semantic model on frames and count pixels at the size of their ground truth.
+
+    Returns:
+        ``count_pixels`` by [class of the truth, label as such a class], and the ``Reliability`` of
+        the confidence. A label that no class of the truth may be is wrong.
+
+    Raises:
+        DataError: a file cannot be read or used, or no pixel counts.
+    """
+    count = len(truth.names)
+    pixels = np.zeros((count, count + 1), np.int64)
+    reliability = Reliability.count(np.zeros(0, np.uint8), np.zeros(0, bool))
+    for expected, prediction in _predictions(info, pairs, truth.read, run):
+        assert prediction.labels is not None and prediction.confidence is not None
+        labels = truth.fold[prediction.labels]
+        pixels += count_pixels(expected, labels, count)
+        seen = expected != IGNORE
+        given = seen & (prediction.labels != UNLABELLED)
+        reliability += Reliability.count(
+            prediction.confidence[given],
+            labels[given] == expected[given],
+            np.count_nonzero(seen) - np.count_nonzero(given),
+        )
+    if not pixels.any():
+        raise DataError(NOTHING_COUNTS)
+    return pixels, reliability
+
+
+def _count_clusters(
+    info: ModelInfo,
+    pairs: Sequence[Pair],
     read: LabelReader,
     run: RunOptions,
-    fold: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.int64]:
-    ids = len(info.classes) if fold is None else classes
-    pixels = np.zeros((classes, ids + 1), np.int64)
+    """``count_pixels`` by [id of the truth, cluster], over a whole set."""
+    ids = len(info.classes)
+    pixels = np.zeros((IGNORE, ids + 1), np.int64)
+    for truth, prediction in _predictions(info, pairs, read, run):
+        assert prediction.labels is not None
+        pixels += count_pixels(truth, prediction.labels, IGNORE, ids)
+    return pixels
+
+
+def _predictions(
+    info: ModelInfo,
+    pairs: Sequence[Pair],
+    read: LabelReader,
+    run: RunOptions,
+) -> Iterator[tuple[NDArray[np.uint8], Prediction]]:
+    """The ground truth of each frame, and what the model gives at the truth's size."""
     runtime = run.open(info)
     model = Model(runtime)
     try:
         for pair in track(pairs, info.name, console=Console(stderr=True)):
             truth = read(pair.label)
-            labels = model.segment(pair.rgb()).labels
-            assert labels is not None
-            labels = labels if fold is None else fold[labels]
-            if labels.shape != truth.shape:
-                height, width = truth.shape
-                how = cv2.INTER_NEAREST_EXACT
-                enlarged = cv2.resize(labels, (width, height), interpolation=how)
-                labels = np.asarray(enlarged, np.uint8)
-            pixels += count_pixels(truth, labels, classes, ids)
+            yield truth, at_frame_size(model.segment(pair.rgb()), *truth.shape)
     finally:
         runtime.close()
-    return pixels
 
 
 def count_pixels(
@@ -235,7 +198,7 @@ def matched_scores(
     """
     there = np.flatnonzero(pixels.sum(1)).tolist()
     if not there:
-        raise DataError("no pixel of the label images counts: every one is 255 or --ignore")
+        raise DataError(NOTHING_COUNTS)
     pixels = pixels[there]
     names = [names[each] if names else str(each) for each in there]
     results = {}
@@ -280,6 +243,8 @@ def labels_table(name: str, result: dict[str, Any]) -> Table:
     table.add_row("mIoU", f"{100 * result['miou']:.2f}", style="bold")
     table.add_row("pixel accuracy", f"{100 * result['pixel_accuracy']:.2f}")
     table.add_row("class accuracy", f"{100 * result['class_accuracy']:.2f}")
+    if result.get("ece") is not None:
+        table.add_row("calibration error", f"{100 * result['ece']:.2f}")
     if "other" in result:
         other = result["other"]
         table.add_section()

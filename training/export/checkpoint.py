@@ -30,10 +30,10 @@ from ctxseg_ros.system.output_files import replacing
 from training.commands import KNOWN, Provenance, checked_name
 from training.data.evenly import evenly
 from training.data.frames import ALL_FRAMES, FrameOptions, open_frames
+from training.data.ground_truth import MODEL_IDS, GroundTruth
 from training.data.options import add_reading, add_stride, frame_options
 from training.data.own import CLASSES_HELP, find_label_set
 from training.data.pairs import pair_files
-from training.evaluation.labels import MODEL_IDS, GroundTruth
 from training.export.precision import accuracy, bf16_change, label_scores, summary
 from training.networks.deployed import AttentionGraph, DeployedGraph
 from training.places import DATA, expanded

@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from ctxseg_ros.inference.runtimes import Runtime, open_runtime, open_vino
 from ctxseg_ros.inference.runtimes.precision import LabelChange, label_change, map_correlations
 from ctxseg_ros.model.model_file import ModelInfo
+from training.data.ground_truth import MODEL_IDS, GroundTruth
 from training.data.pairs import Pair
-from training.evaluation.labels import MODEL_IDS, GroundTruth, evaluate_labels
+from training.evaluation.labels import CONFIDENCE_SCORES, evaluate_labels
 from training.evaluation.running import RunOptions
 
 DEVICE = "openvino"  # the one that computes in bf16
@@ -84,10 +85,14 @@ def label_scores(
     truth: GroundTruth = MODEL_IDS,
     size: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """``evaluate_labels`` in a precision; clusters are matched by Hungarian matching."""
+    """``evaluate_labels`` in a precision, less what it tells about the confidence.
+
+    Clusters are matched by Hungarian matching.
+    """
     match = "none" if info.task == "semantic" else "hungarian"
     device = DEVICE if precision == "bf16" else "auto"
-    return evaluate_labels(info, pairs, truth, match, RunOptions(size, device, precision))
+    scores = evaluate_labels(info, pairs, truth, match, RunOptions(size, device, precision))
+    return {key: value for key, value in scores.items() if key not in CONFIDENCE_SCORES}
 
 
 def accuracy(score: str, fp32: float, bf16: float) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from ctxseg_ros.inference.runtimes.precision import cost, recorded
 from ctxseg_ros.model.model_file import ModelInfo, read_model_info, write_metadata
 from ctxseg_ros.system.output_files import check_writable, write_bytes
 from training.data.frames import ALL_FRAMES, FrameOptions
+from training.data.ground_truth import MODEL_IDS, GroundTruth
 from training.data.options import add_reading, add_stride, frame_options
 from training.data.pairs import pair_files
-from training.evaluation.labels import MODEL_IDS, GroundTruth
 from training.evaluation.objects import evaluate_objects
 from training.evaluation.running import RunOptions
 from training.export.checkpoint import fitted_frames

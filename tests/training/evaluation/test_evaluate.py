@@ -41,6 +41,7 @@ def test_command_prints_and_writes(labelled, tmp_path):
     }
     assert f"{100 * report['miou']:.2f}" in done.stdout
     assert all(name in done.stdout for name in report["iou"])
+    assert f"{100 * report['ece']:.2f}" in done.stdout
 
 
 def test_command_refuses_in_one_line(labelled, call, capsys):

@@ -12,9 +12,10 @@ from ctxseg_ros.inference.pipeline import Model
 from ctxseg_ros.inference.runtimes import open_runtime
 from ctxseg_ros.model.model_file import read_model_info
 from training.data.files import DataError, read_image
+from training.data.ground_truth import GroundTruth
 from training.data.own import find_label_set
 from training.data.pairs import IGNORE, pair_files
-from training.evaluation.labels import GroundTruth, count_pixels, evaluate_labels
+from training.evaluation.labels import count_pixels, evaluate_labels
 from training.evaluation.running import RunOptions
 from training.evaluation.scores import Scores
 
@@ -40,6 +41,33 @@ def test_scores_are_counted_at_the_truths_size(labelled):
     assert found["miou"] == pytest.approx(np.mean(there), abs=1e-6)
     accuracy = (truth == predicted)[counted].mean()
     assert found["pixel_accuracy"] == pytest.approx(accuracy, abs=1e-6)
+
+
+def test_confidence_is_compared_with_what_is_right(labelled):
+    root, model, predicted, truth = labelled
+    info = read_model_info(model)
+    pairs = pair_files(root / "images", root / "labels")
+    found = evaluate_labels(info, pairs, GroundTruth(7), run=SMALL)
+    segmenter = Model(open_runtime(info, (32, 48), "cpu"))
+    confidence = np.array([segmenter.segment(pair.rgb()).confidence for pair in pairs]) / 255
+    counted, right = truth != 7, truth == predicted
+    error = 0.0
+    for i, each in enumerate(found["reliability"]):
+        inside = counted & (confidence > i / 15) & (confidence <= (i + 1) / 15)
+        inside |= counted & (confidence == 0) if i == 0 else False
+        assert each["pixels"] == inside.sum()
+        if inside.any():
+            assert each["accuracy"] == pytest.approx(right[inside].mean(), abs=1e-6)
+            assert each["confidence"] == pytest.approx(confidence[inside].mean(), abs=1e-6)
+            gap = abs(right[inside].mean() - confidence[inside].mean())
+            error += inside.sum() * gap / counted.sum()
+    assert found["ece"] == pytest.approx(error, abs=1e-6)
+    assert len(found["reliability"]) == 15 and found["ece"] > 0.05
+    for each in found["min_confidence"]:
+        kept = counted & (confidence >= each["min_confidence"])
+        assert each["labelled"] == pytest.approx(kept.sum() / counted.sum(), abs=1e-6)
+        if kept.any():
+            assert each["accuracy"] == pytest.approx(right[kept].mean(), abs=1e-6)
 
 
 def test_truth_of_another_size_than_its_frame(labelled, tmp_path):
@@ -135,6 +163,13 @@ def test_truth_without_a_pixel_that_counts(clustered, tmp_path):
         score_clusters(clustered, labels, "majority", 11)
 
 
+def test_truth_of_a_semantic_model_without_a_pixel_that_counts(labelled, tmp_path):
+    root, model, predicted, _ = labelled
+    labels = write_labels(tmp_path / "labels", np.full_like(predicted, 255))
+    with pytest.raises(DataError, match="no pixel of the label images counts"):
+        evaluate_labels(read_model_info(model), pair_files(root / "images", labels), run=SMALL)
+
+
 def test_match_must_fit_the_task(clustered, labelled):
     images, model, _ = clustered
     pairs = pair_files(images, labelled[0] / "labels")
@@ -170,6 +205,10 @@ def test_truth_of_other_classes_is_scored_in_groups_of_the_models(labelled, tmp_
     # Class 3, which no class of the truth may be, is wrong wherever it is given.
     right = np.isin(truth, [1, 2]) & np.isin(predicted, [1, 2]) | (truth == 0) & (predicted == 0)
     assert found["pixel_accuracy"] == pytest.approx(right[counted].mean(), abs=1e-6)
+    bins = [each for each in found["reliability"] if each["pixels"]]
+    assert sum(each["pixels"] for each in bins) == counted.sum()
+    hits = sum(each["pixels"] * each["accuracy"] for each in bins)
+    assert hits == pytest.approx(right[counted].sum(), rel=1e-4)
     with pytest.raises(DataError, match="has a class in common"):
         changes = {**changes, "mid2": ["class 1"]}
         evaluate_labels(info, pairs, GroundTruth(label_set=label_set, changes=changes))

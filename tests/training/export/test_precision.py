@@ -14,8 +14,9 @@ from ctxseg_ros.inference.runtimes import open_runtime, open_vino
 from ctxseg_ros.inference.runtimes.precision import cost, recorded
 from ctxseg_ros.model.model_file import read_model_info
 from ctxseg_ros.model.prediction import Prediction
+from training.data.ground_truth import GroundTruth
 from training.data.pairs import pair_files
-from training.evaluation.labels import GroundTruth, evaluate_labels
+from training.evaluation.labels import evaluate_labels
 from training.evaluation.running import RunOptions
 from training.export import precision, record_precision
 
