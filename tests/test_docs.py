@@ -20,6 +20,7 @@ from markdown.extensions.toc import slugify
 from ctxseg_ros import cli
 from ctxseg_ros.model import store
 from ctxseg_ros.ros import camera, report
+from ctxseg_ros.ros.diagnostics import CAUSES
 from ctxseg_ros.ros.settings import SETTINGS
 from training import __main__ as training
 
@@ -268,3 +269,19 @@ def test_citation_is_valid() -> None:
     assert {"cff-version", "message", "title", "authors"} <= set(cited)
     (paper,) = cited["references"]
     assert [author["family-names"] for author in paper["authors"]] == ["Mazumdar", "Lee", "Kim"]
+
+
+def test_places_where_frames_are_counted() -> None:
+    """The contributing page names every file that drops frames, with its causes."""
+    text = (ROOT / "docs" / "contributing.md").read_text()
+    section = text.partition("## Find where a dropped frame is counted")[2].partition("\n## ")[0]
+    named = {
+        file: set(re.findall(r"`(\w+)`", causes))
+        for file, causes in re.findall(r"`(\w+\.py)` \(([^)]*)\)", " ".join(section.split()))
+    }
+    counted: dict[str, set[str]] = {}
+    for path in (ROOT / "ctxseg_ros" / "ros").glob("*.py"):
+        for cause in re.findall(r"(?:counts\.add|\bdrop)\(\s*\"(\w+)\"", path.read_text()):
+            if cause in CAUSES:
+                counted.setdefault(path.name, set()).add(cause)
+    assert named == counted
