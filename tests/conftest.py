@@ -4,6 +4,7 @@
 import importlib.metadata
 import itertools
 import os
+import signal
 import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,6 +39,19 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if changed and not hasattr(session.config, "workerinput"):
         print(f"\nThe tests changed their own environment: {', '.join(sorted(changed))}")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heeded_signals() -> None:
+    """Signals as a terminal leaves them: nohup, or `&` in a script, has some ignored, and so would
+    every process that a test starts."""
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGTERM, signal.SIG_DFL),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
