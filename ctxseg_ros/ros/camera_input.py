@@ -114,6 +114,11 @@ class CameraStream:
         self._compressed = settings["image_transport"] == "compressed"
         self._name = subscription_name(node, f"{prefix}image", self._compressed)
         self.topic = node.resolve_topic_name(self._name)
+        if self.topic == node.resolve_topic_name(self._info_topic):
+            raise ValueError(
+                f"{self.topic} would carry both images and camera_info: remap only one of "
+                f"{prefix}image and {self._info_topic} to it"
+            )
 
     @property
     def publishers(self) -> int:

@@ -193,7 +193,8 @@ class Graph:
         return {item.key: item.value for item in status.values} if status else {}
 
     def wait_for_state(self, state: str) -> None:
-        wait(lambda: self.values().get("state") == state)
+        """Wait for a lifecycle state: idle is active, too."""
+        wait(lambda: self.values().get("state", "").replace("idle", "active") == state)
 
     def counts(self) -> dict[str, int]:
         """The segmenter's counters, from a report after this call, once every frame is done."""

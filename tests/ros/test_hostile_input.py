@@ -712,6 +712,7 @@ BAD_STARTS = {
     "input_reliability": "[1, 2]",
     "input_encoding": "8UC3",
     "input_bits": 17,
+    "always_infer": "now and then",
 }
 
 
@@ -737,7 +738,7 @@ def test_bad_start_values_are_all_said_and_can_be_mended(
     assert "model must be text, not 3.5" in graph.status().message
     assert graph.set("model", good["model"])[0]
     assert graph.transition("configure") and graph.transition("activate")
-    wait(lambda: graph.values()["state"] == "active")
+    graph.wait_for_state("active")
     assert graph.status().level != DiagnosticStatus.ERROR
 
 

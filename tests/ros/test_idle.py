@@ -55,7 +55,7 @@ def test_the_first_frame_after_a_subscriber_appears_is_labelled(
     wait(lambda: len(pictures) == 1)
     counts = quiet.graph.counts()
     assert (counts["frames_idle"], counts["frames_labelled"]) == (1, 1)
-    quiet.graph.wait_for_state("active")
+    wait(lambda: quiet.graph.values()["state"] == "active")
 
 
 def test_each_camera_is_idle_by_itself(
@@ -68,7 +68,7 @@ def test_each_camera_is_idle_by_itself(
         publisher.publish(image_message())
     wait(lambda: len(labels) == 1 and idle(made, "front") == 1)
     assert idle(made, "left") == 0
-    made.graph.wait_for_state("active")
+    wait(lambda: made.graph.values().get("state") == "active")
 
 
 def test_always_infer_keeps_the_figures_warm_and_may_be_switched(
@@ -79,7 +79,7 @@ def test_always_infer_keeps_the_figures_warm_and_may_be_switched(
     quiet.publishers[""].publish(image_message())
     wait(lambda: runs(quiet) == before + 1)
     assert quiet.graph.counts()["frames_labelled"] == 1
-    quiet.graph.wait_for_state("active")
+    wait(lambda: quiet.graph.values()["state"] == "active")
     assert quiet.graph.set("always_infer", False)[0]
     quiet.publishers[""].publish(image_message())
     wait(lambda: idle(quiet) == 1)

@@ -93,6 +93,7 @@ def subscribed(looker: Node, node: Node) -> dict[str, str]:
 )
 @example("/", "", True, [("image", "/left/image"), ("/left/image/compressed", "/elsewhere")])
 @example("/", "", False, [("image", "/elsewhere"), ("/elsewhere", "/robot/image")])
+@example("/", "front", True, [("front/image/compressed", "front/camera_info")])
 @settings(max_examples=60, deadline=None)
 def test_what_is_listened_to_is_what_is_reported_and_what_one_rule_makes_of_it(
     looker: Node, wait: Any, namespace: str, camera: str, compressed: bool, rules: Rules
@@ -117,15 +118,18 @@ def test_what_is_listened_to_is_what_is_reported_and_what_one_rule_makes_of_it(
             with pytest.raises(ValueError, match=f"remap {image}/compressed itself"):
                 make()
             return
+        info = remapped(f"{prefix}camera_info", namespace, rules)
+        if info == expected:
+            with pytest.raises(ValueError, match="both images and camera_info"):
+                make()
+            return
         stream = make()
         assert stream.topic == expected
         stream.open()
         kind = CompressedImage if compressed else Image
         assert stream.topic == expected
-        info = remapped(f"{prefix}camera_info", namespace, rules)
         wait(lambda: {expected, info} <= set(subscribed(looker, node)))
-        if info != expected:
-            assert subscribed(looker, node)[expected].endswith(f"/{kind.__name__}")
+        assert subscribed(looker, node)[expected].endswith(f"/{kind.__name__}")
         publisher = looker.create_publisher(kind, expected, 1)
         try:
             wait(lambda: (stream.follow_publishers(), stream.publishers)[1])

@@ -110,7 +110,7 @@ def test_peak_memory_is_this_processs_own():
     """A child of a process that holds 300 MB has not held them itself."""
     ballast = np.ones(300_000_000, np.uint8)
     assert machine.peak_memory_mb() > 300
-    code = "from ctxseg_ros import machine; print(machine.peak_memory_mb())"
+    code = "from ctxseg_ros.system import machine; print(machine.peak_memory_mb())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 1 < float(done.stdout) < 200
     del ballast
