@@ -213,4 +213,4 @@ def test_every_argument_can_be_set_on_the_command_line(module):
     )
     arguments = parsed.data.init_args.as_dict()
     data = module(**arguments)
-    assert data.size == (32, 64) and data.root == "x" and arguments["scale"] == (1, 2)
+    assert data.size == (32, 64) and data.root == Path("x") and arguments["scale"] == (1, 2)
