@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m training calibrate --model X.onnx --images D --labels D --out Y.onnx``.
 
-Makes the confidence of a semantic model file mean what it says: of the pixels with a confidence of
-0.8, 80 % are to be right. The temperature of its softmax is fitted to frames that the network was
+Makes the confidence of a semantic model file a probability: of the pixels with a confidence of 0.8,
+80 % should be right. The temperature of its softmax is fitted to frames that the network was
 not trained on; a class gets one of its own where cross-validation over frames shows that it pays.
 It goes into the graph; the labels stay as they are. ``ctxseg.source`` of the new file has the entry
 ``calibration``: the ``temperature``, those ``by_class``, the ``data`` with the expected calibration

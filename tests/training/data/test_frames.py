@@ -208,8 +208,8 @@ def test_a_bag_that_was_cut_short_is_named(tmp_path, small, storage, share, whol
     file = next(p for p in path.iterdir() if p.suffix in (".mcap", ".db3"))
     data = file.read_bytes()
     file.write_bytes(data[: int(share * len(data))])
-    mend = "mcap recover" if storage == StoragePlugin.MCAP else r"sqlite3 .* \.recover"
-    fix = rf"({mend}|reindex)" if share else "is empty; copy it again"
+    repair = "mcap recover" if storage == StoragePlugin.MCAP else r"sqlite3 .* \.recover"
+    fix = rf"({repair}|reindex)" if share else "is empty; copy it again"
     with pytest.raises(DataError, match=rf"bag.*cannot be read as a ROS 2 bag.*{fix}"):
         open_frames(path if whole_folder else file)
 

@@ -85,8 +85,7 @@ def run(model: onnx.ModelProto, path: Path, frame, device: str):
 def test_confidence_is_that_of_the_networks_own_logits(
     network, street_frames, tmp_path, temperature, device
 ):
-    if device not in devices():
-        pytest.skip(f"{device} is not there")
+    assert devices()[device] is None
     system, plain = network
     frame = cv2.resize(street_frames[0], SIZE[::-1])
     with torch.inference_mode():
